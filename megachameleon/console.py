@@ -1,0 +1,94 @@
+"""What every program says to the person at the terminal: progress, one-line errors, exit status.
+
+Exit status: 0 done, 1 failed, 2 bad usage or bad input.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def run_tool(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+    """Parse arguments, run `main`, and turn errors into one line and an exit status.
+
+    `ValueError` and `FileNotFoundError` are the user's to mend and exit with 2; anything else exits with 1.
+    `--debug` shows the traceback of either.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        user_error = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError)
+        kind = "" if user_error else f"{type(error).__name__}: "
+        hint = "" if arguments.debug or user_error else " (--debug shows the traceback)"
+        print(f"error: {kind}{error}{hint}", file=sys.stderr)
+        sys.exit(2 if user_error else 1)
+
+
+def tool_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """An argument parser whose --help ends with examples, in the same form for every program."""
+    return argparse.ArgumentParser(
+        description=description, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+class ProgressTask:
+    """A running progress bar."""
+
+    def __init__(self, progress: Progress, task: int) -> None:
+        self._progress, self._task = progress, task  # type: ignore[var-annotated, unused-ignore]
+
+    def advance(self, steps: float = 1) -> None:
+        """Count `steps` more units as done."""
+        self._progress.advance(self._task, steps)  # type: ignore[arg-type, unused-ignore]
+
+    def note(self, text: str) -> None:
+        """Replace the short text at the end of the line, such as the current loss."""
+        self._progress.update(self._task, note=text)  # type: ignore[arg-type, unused-ignore]
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int | None, *, enabled: bool = True, done: int = 0
+) -> Iterator[ProgressTask]:
+    """A bar with counts, elapsed time and an ETA on stderr; silent unless stderr is a terminal.
+
+    Args:
+        total: number of units, or None when it is not known.
+        enabled: False on every rank but one.
+        done: units that an earlier, interrupted run has finished.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as progress:
+        yield ProgressTask(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+def track(items: Sequence | Iterable, description: str, total: int | None = None) -> Iterator:
+    """Iterate over `items` behind a progress bar."""
+    length = total if total is not None else (len(items) if isinstance(items, Sequence) else None)
+    with progress_bar(description, length) as bar:
+        for item in items:
+            yield item
+            bar.advance()
