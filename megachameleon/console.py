@@ -61,9 +61,7 @@ class ProgressTask:
 
 
 @contextmanager
-def progress_bar(
-    description: str, total: int | None, *, enabled: bool = True, done: int = 0
-) -> Iterator[ProgressTask]:
+def progress_bar(description: str, total: int | None, *, enabled: bool = True, done: int = 0) -> Iterator[ProgressTask]:
     """A bar with counts, elapsed time and an ETA on stderr; silent unless stderr is a terminal.
 
     Args:

@@ -1,0 +1,21 @@
+"""The configuration of a run: frozen dataclasses, presets, YAML and overrides."""
+
+from megachameleon.config.data import DataConfig, StageConfig
+from megachameleon.config.loading import load_config, preset_names, save_config, to_yaml
+from megachameleon.config.model import ModelConfig
+from megachameleon.config.parallel import ParallelConfig
+from megachameleon.config.run import RunConfig
+from megachameleon.config.training import (
+    CheckpointConfig,
+    DrawingConfig,
+    KernelsConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "CheckpointConfig", "DataConfig", "DrawingConfig", "KernelsConfig", "LoggingConfig", "ModelConfig",
+    "OptimizerConfig", "ParallelConfig", "RunConfig", "StageConfig", "TrainingConfig",
+    "load_config", "preset_names", "save_config", "to_yaml",
+]  # fmt: skip

@@ -1,0 +1,102 @@
+"""One YAML file, the preset it extends, and dotted overrides from the command line, resolved to one `RunConfig`."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megachameleon.config.binding import bind, nearest, unbind
+from megachameleon.config.run import RunConfig
+from megachameleon.files import write_text
+
+EXTENDS = "extends"
+
+
+def preset_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = resources.files("megachameleon.config") / "presets"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Resolve a configuration and check it.
+
+    Args:
+        source: path of a YAML file, or the name of a preset.
+        overrides: `key.sub=value` items; values are read as YAML.
+
+    Raises:
+        ValueError: the file is missing or malformed, a key is unknown, a value has the wrong type or is inconsistent.
+    """
+    values = _read(source, seen=())
+    for override in overrides:
+        _apply_override(values, override)
+    config = bind(RunConfig, values)
+    config.validate()
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(unbind(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration."""
+    write_text(path, to_yaml(config))
+
+
+def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if source in seen:
+        raise ValueError(f"{source}: extends itself through {' -> '.join(seen)}; remove one `extends`")
+    values = _parse(source)
+    base = values.pop(EXTENDS, None)
+    if base is None:
+        return values
+    beside = Path(source).parent / str(base)
+    return _merge(_read(str(beside) if beside.is_file() else str(base), (*seen, source)), values)
+
+
+def _parse(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif source in preset_names():
+        text = (resources.files("megachameleon.config") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"{source}: neither a file nor a preset; {nearest(source, preset_names())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: expected a mapping at the top, got {type(values).__name__}")
+    return values
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merge mappings key by key; anything else, lists included, is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r}: expected key.sub=value, such as optimizer.lr=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"override {override!r}: {parent} is {child!r}, which has no keys of its own")
+        values = child
+    values[leaf] = value

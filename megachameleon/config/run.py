@@ -1,0 +1,61 @@
+"""The whole run in one value."""
+
+from dataclasses import dataclass, field
+
+from megachameleon.config.data import DataConfig
+from megachameleon.config.model import ModelConfig
+from megachameleon.config.parallel import ParallelConfig
+from megachameleon.config.training import (
+    CheckpointConfig,
+    KernelsConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that determines a run; saved resolved with every checkpoint."""
+
+    output_dir: str = "runs/default"
+    """Folder of checkpoints, metrics and pictures."""
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def validate(self) -> None:
+        """Check every field and the fields against each other, before anything is built.
+
+        Raises:
+            ValueError: names the field, its value and what would work.
+        """
+        self.model.validate()
+        self.data.validate()
+        self.parallel.validate(self.model, self.data.sequence_length)
+        self.optimizer.validate()
+        self.training.validate()
+        self.checkpoint.validate()
+        if self.data.sequence_length > self.model.context_length:
+            raise ValueError(
+                f"data.sequence_length: {self.data.sequence_length} is longer than model.context_length="
+                f"{self.model.context_length}; shorten it or raise the context"
+            )
+        if self.optimizer.warmup_steps >= self.training.num_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps: {self.optimizer.warmup_steps} leaves nothing of training.num_steps="
+                f"{self.training.num_steps}; take at most {max(self.training.num_steps - 1, 0)}"
+            )
+
+    def validate_world(self, world_size: int) -> None:
+        """Check that the layout and the batch divide over `world_size` processes.
+
+        Raises:
+            ValueError: names the field, its value and what would work.
+        """
+        self.training.num_micro_batches(self.parallel.data_parallel(world_size))

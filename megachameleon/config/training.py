@@ -1,0 +1,130 @@
+"""How the decoder learns: steps, optimizer, checkpoints, what is logged, which kernels."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW and its schedule; defaults are Chameleon's (arXiv 2405.09818, section 2.3)."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-5
+    weight_decay: float = 0.1
+    """Applied to matrices only, never to norms and biases."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    warmup_steps: int = 4_000
+    decay: Literal["exponential", "cosine", "linear", "constant"] = "exponential"
+    """`exponential` falls from 1 to exactly 0 as 2 * 0.5^r - 1; the paper only says "exponential decay to 0"."""
+
+    def validate(self) -> None:
+        """Raise ValueError for the first field that cannot be."""
+        if self.lr <= 0 or not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"optimizer.lr: need 0 <= min_lr <= lr and lr > 0, got lr={self.lr}, min_lr={self.min_lr}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}: {getattr(self, name)} must be in [0, 1)")
+        for name in ("eps", "weight_decay", "clip_grad", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name}: {getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """The loop."""
+
+    num_steps: int
+    """Optimizer steps of the whole run."""
+    global_batch_size: int
+    """Samples in an optimizer step, over all ranks and micro-batches."""
+    micro_batch_size: int = 1
+    """Samples in one forward pass of one rank."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 where the hardware multiplies it natively, else fp32. Master weights are fp32 either way."""
+    seed: int = 1234
+    z_loss: float = 1e-5
+    """Weight of the squared log-partition in the loss."""
+    log_every: int = 10
+    validate_every: int = 1_000
+    """Steps between validations; 0 turns them off."""
+    validation_samples: int = 256
+    """Samples per validation set, rounded up to whole global batches."""
+
+    def validate(self) -> None:
+        """Raise ValueError for the first field that cannot be."""
+        for name in ("num_steps", "global_batch_size", "micro_batch_size", "log_every", "validation_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name}: {getattr(self, name)} must be at least 1")
+        if self.validate_every < 0 or self.z_loss < 0:
+            raise ValueError("training.validate_every and training.z_loss: must not be negative")
+
+    def num_micro_batches(self, data_parallel: int) -> int:
+        """Micro-batches of each rank in a step.
+
+        Raises:
+            ValueError: the global batch does not divide.
+        """
+        samples = data_parallel * self.micro_batch_size
+        if self.global_batch_size % samples:
+            low = self.global_batch_size // samples * samples
+            works = f"{low} or {low + samples}" if low else str(samples)
+            raise ValueError(
+                f"training.global_batch_size: {self.global_batch_size} is not divisible by data-parallel size "
+                f"{data_parallel} x micro_batch_size {self.micro_batch_size} = {samples}; {works} would work"
+            )
+        return self.global_batch_size // samples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state is saved."""
+
+    every: int = 1_000
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """Older checkpoints are deleted once this many newer ones are complete."""
+
+    def validate(self) -> None:
+        """Raise ValueError for the first field that cannot be."""
+        for name in ("every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name}: {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawingConfig:
+    """Pictures drawn at every validation."""
+
+    prompts: tuple[str, ...] = ()
+    temperature: float = 0.7
+    top_p: float = 0.9
+    guidance: float = 3.0
+    """Classifier-free guidance scale; 1 turns it off."""
+    seed: int = 0
+
+
+Backend = Literal["auto", "reference", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelsConfig:
+    """Backend of each operation; `auto` takes the fastest that this machine has."""
+
+    norm: Backend = "auto"
+    qk_norm: Backend = "auto"
+    attention: Backend = "auto"
+    loss: Backend = "auto"
+    optimizer: Backend = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggingConfig:
+    """Where metrics go besides the terminal and metrics.jsonl."""
+
+    tensorboard: bool = True
+    drawing: DrawingConfig = field(default_factory=DrawingConfig)
