@@ -1,0 +1,1 @@
+"""The decoder: Chameleon's norms, attention, blocks and loss as megatron-core modules."""

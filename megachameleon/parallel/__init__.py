@@ -1,0 +1,1 @@
+"""Devices, processes and the division of work over them; the only room that knows CPU from GPU."""

@@ -1,0 +1,141 @@
+"""Data-parallel replicas, AdamW and its schedule, from megatron-core."""
+
+from typing import Any
+
+import torch
+
+from megachameleon.config import KernelsConfig, OptimizerConfig, ParallelConfig
+from megachameleon.parallel.context import ParallelContext
+from megachameleon.parallel.device import optimizer_scope, quiet_megatron
+
+
+def wrap_replicas(model: torch.nn.Module, config: ParallelConfig, context: ParallelContext) -> torch.nn.Module:
+    """Wrap a model so that gradients are summed over data-parallel ranks in fp32.
+
+    A bf16 model is first wrapped to cast its inputs and outputs, as megatron-core expects.
+    """
+    with quiet_megatron():
+        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+        from megatron.core.transformer.module import Float16Module
+
+    transformer_config: Any = model.config
+    replica_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=config.distributed_optimizer,
+        check_for_nan_in_grad=False,  # the training step checks the loss and the gradient norm
+    )
+    inner = Float16Module(transformer_config, model) if transformer_config.bf16 else model
+    replica = DistributedDataParallel(transformer_config, replica_config, inner)
+    transformer_config.finalize_model_grads_func = finalize_model_grads
+    return replica
+
+
+def build_optimizer(
+    replica: torch.nn.Module, config: OptimizerConfig, parallel: ParallelConfig, kernels: KernelsConfig
+) -> Any:
+    """megatron-core's optimizer over fp32 master weights. Norms, biases and other vectors are not decayed."""
+    with quiet_megatron():
+        from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+        from megatron.core.optimizer import get_megatron_optimizer
+
+    transformer_config: Any = replica.config
+    megatron_config = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        bf16=transformer_config.bf16,
+        params_dtype=transformer_config.params_dtype,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+    )
+    with optimizer_scope():
+        optimizer = get_megatron_optimizer(megatron_config, [replica])
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        _prepare_torch_adamw(part, fused=kernels.optimizer == "torch")
+    transformer_config.grad_scale_func = optimizer.scale_loss
+    return optimizer
+
+
+def optimizer_step(optimizer: Any) -> float:
+    """Clip and update; returns the global gradient norm before clipping."""
+    with optimizer_scope():
+        _, grad_norm, _ = optimizer.step()
+    return float(grad_norm)
+
+
+def build_schedule(optimizer: Any, config: OptimizerConfig, num_steps: int) -> Any:
+    """Warm-up and decay over `num_steps` optimizer steps; a pure function of the step, so it has no state to save."""
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    exponential = config.decay == "exponential"
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.warmup_steps,
+        lr_decay_steps=num_steps,
+        lr_decay_style="WSD" if exponential else config.decay,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=num_steps,
+        wd_incr_style="constant",
+        wsd_decay_steps=num_steps - config.warmup_steps if exponential else None,
+        lr_wsd_decay_style="exponential" if exponential else None,
+    )
+
+
+def set_learning_rate(schedule: Any, step: int) -> float:
+    """Set the rate of the update that ends optimizer step `step` (counted from 1); returns it."""
+    schedule.num_steps = 0
+    schedule.step(increment=step)
+    return max(group["lr"] for group in schedule.optimizer.param_groups if not group.get("is_decoupled_lr"))
+
+
+def _prepare_torch_adamw(part: Any, *, fused: bool) -> None:
+    """Choose torch's fused update and mend what megatron-core 0.16 expects of a TE or apex Adam."""
+    adam = part.optimizer
+    if adam is None or not isinstance(adam, torch.optim.AdamW):
+        return
+    for group in adam.param_groups:
+        group["fused"], group["foreach"] = fused, False
+    _create_state(part)
+    with quiet_megatron():
+        from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    if type(part) is DistributedOptimizer:
+        part.__class__ = _torch_adamw_distributed_optimizer(DistributedOptimizer)
+
+
+def _create_state(part: Any) -> None:
+    """Checkpoints need Adam's state before its first step: make what that step would make."""
+    adam = part.optimizer
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            if not adam.state[parameter]:
+                adam.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu"),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _torch_adamw_distributed_optimizer(base: Any) -> type:
+    class TorchAdamWDistributedOptimizer(base):
+        """DistributedOptimizer that restores torch.optim.AdamW's per-parameter step count."""
+
+        def _set_main_param_and_optimizer_states(self, model_param: Any, tensors: dict[str, Any]) -> None:
+            group, order = self.model_param_group_index_map[model_param]
+            state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+            super()._set_main_param_and_optimizer_states(model_param, {**tensors, "step": state["step"]})
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            super().load_state_dict(state_dict)
+            # The base class hands every parameter the same tensor, which each of them would then increment.
+            for state in self.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+    return TorchAdamWDistributedOptimizer
