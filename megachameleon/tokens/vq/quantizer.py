@@ -1,0 +1,106 @@
+"""The codebook: nearest code of a vector, and its training by exponential moving averages.
+
+It is trained without gradients. Codes follow the mean of the vectors assigned to them; codes that nothing is assigned
+to are revived at vectors that are represented badly. With several processes the sums are added over all of them, and
+choices made by chance are process 0's, so that every process keeps the same codebook, bit for bit.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+KMEANS_ROUNDS = 12
+REVIVE_BELOW = 0.03
+"""A code is dead when its share of vectors falls below this part of the even share."""
+REVIVED_SHARE = 0.3
+"""Share of the even share with which a revived code starts, so that it is not declared dead at once."""
+
+
+class Codebook(nn.Module):
+    """Code vectors [num_codes, code_dim] and their running statistics (in vectors a step, over all processes)."""
+
+    codes: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, num_codes: int, code_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(num_codes, code_dim))
+        self.register_buffer("counts", torch.zeros(num_codes), persistent=False)
+        self.register_buffer("sums", torch.zeros(num_codes, code_dim), persistent=False)
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes."""
+        return self.codes.shape[0]
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Vectors float [N, code_dim] to the index int64 [N] of the code at the smallest Euclidean distance."""
+        return (self.codes.square().sum(1) - 2 * vectors @ self.codes.t()).argmin(1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices int64 [...] to code vectors [..., code_dim]."""
+        return self.codes[indices]
+
+    @torch.no_grad()
+    def initialise(self, vectors: Tensor, vectors_per_step: int, generator: torch.Generator) -> None:
+        """Place the codes by k-means over vectors [N, code_dim]; process 0's result counts.
+
+        Args:
+            vectors_per_step: number of vectors that one training step brings, to scale the statistics.
+            generator: of the CPU.
+        """
+        distinct = torch.unique(vectors, dim=0)
+        chosen = torch.randint(len(distinct), (self.num_codes,), generator=generator)
+        if len(distinct) >= self.num_codes:
+            chosen = torch.randperm(len(distinct), generator=generator)[: self.num_codes]
+        self.codes.copy_(distinct[chosen.to(distinct.device)])
+        for _ in range(KMEANS_ROUNDS):
+            indices = self.nearest(vectors)
+            counts, sums = self._statistics(vectors, indices)
+            means = sums / counts.clamp(min=1)[:, None]
+            self.codes.copy_(torch.where(counts[:, None] > 0, means, self.codes))
+            dead = (counts < 2).nonzero().flatten()
+            if len(dead):
+                self.codes[dead] = vectors[self._badly_represented(vectors, indices, len(dead), generator)]
+        counts, _ = self._statistics(vectors, self.nearest(vectors))
+        self.counts.copy_(counts * (vectors_per_step / len(vectors)))
+        self.sums.copy_(self.codes * self.counts[:, None])
+        self._take_from_process_0()
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor, indices: Tensor, decay: float) -> None:
+        """Move the codes towards the means of their vectors of this step, those of all processes together."""
+        counts, sums = self._statistics(vectors, indices)
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        self.counts.mul_(decay).add_(counts, alpha=1 - decay)
+        self.sums.mul_(decay).add_(sums, alpha=1 - decay)
+        self.codes.copy_(self.sums / self.counts.clamp(min=1e-3)[:, None])
+
+    @torch.no_grad()
+    def revive(self, vectors: Tensor, indices: Tensor, generator: torch.Generator) -> None:
+        """Move codes that are hardly used to vectors of this step that are badly represented."""
+        share = float(self.counts.sum()) / self.num_codes
+        dead = (self.counts < REVIVE_BELOW * share).nonzero().flatten()
+        if len(dead) == 0:
+            return
+        fresh = vectors[self._badly_represented(vectors, indices, len(dead), generator)]
+        self.codes[dead] = fresh
+        self.counts[dead] = REVIVED_SHARE * share
+        self.sums[dead] = REVIVED_SHARE * share * fresh
+        self._take_from_process_0()
+
+    def _statistics(self, vectors: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        counts = torch.bincount(indices, minlength=self.num_codes).to(vectors.dtype)
+        return counts, torch.zeros_like(self.codes).index_add_(0, indices, vectors)
+
+    def _badly_represented(self, vectors: Tensor, indices: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        errors = (vectors - self.codes[indices]).square().sum(1)
+        return torch.multinomial(errors.cpu() + 1e-9, n, replacement=True, generator=generator).to(vectors.device)
+
+    def _take_from_process_0(self) -> None:
+        if dist.is_initialized():
+            for tensor in (self.codes, self.counts, self.sums):
+                dist.broadcast(tensor, src=0)
