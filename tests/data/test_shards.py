@@ -1,0 +1,186 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+from megachameleon.data.manifest import ShardManifest
+from megachameleon.data.shards import Dataset, ShardReader, ShardWriter, find_image_spans
+from megachameleon.tokens.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def documents(make_document):
+    return [make_document(5, 0, 7, 0, seed=1), make_document(3, seed=2), make_document(0, 4, seed=3)]
+
+
+def test_bytes_equal_those_of_megatron_cores_builder(tmp_path, documents, write_shard):
+    write_shard(tmp_path / "ours", documents)
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
+    for document in documents:
+        builder.add_document(torch.from_numpy(document), [len(document)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+    theirs = IndexedDataset(str(tmp_path / "ours"))
+    assert all(np.array_equal(theirs[i], document) for i, document in enumerate(documents))
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(65_536, np.uint16), (65_600, np.int32)])
+def test_dtype_is_uint16_whenever_ids_fit(tmp_path, size, dtype):
+    vocabulary = Vocabulary(size=size)
+    with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
+        writer.add([0, size - 1, 2])
+        writer.commit()
+    assert Dataset.open(tmp_path / "x").document(0).dtype == dtype
+    theirs = IndexedDataset(str(tmp_path / "x"))  # its views die with it
+    assert theirs[0].tolist() == [0, size - 1, 2]
+
+
+def test_documents_spans_and_counts_come_back(tmp_path, documents, write_shard, vocabulary):
+    dataset = write_shard(tmp_path / "x", documents)
+    assert dataset.lengths.tolist() == [len(document) for document in documents]
+    for index, document in enumerate(documents):
+        assert np.array_equal(dataset.document(index), document)
+    assert dataset.image_spans(0).tolist() == [[6, 6], [19, 6]]
+    assert dataset.image_spans(1).tolist() == []
+    assert dataset.image_spans(2).tolist() == [[1, 6]]
+    manifest = dataset.shards[0].manifest
+    assert (manifest.num_images, manifest.num_image_tokens) == (3, 18)
+    assert manifest.num_text_tokens == sum(map(len, documents)) - 18
+    assert manifest.vocabulary == vocabulary
+    dataset.shards[0].verify()
+
+
+def test_nothing_exists_before_commit_or_after_an_error(tmp_path, documents, vocabulary):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
+        writer.add(documents[0])
+        raise RuntimeError("killed")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="no finished shards"):
+        Dataset.open(tmp_path)
+
+
+def test_a_shard_without_manifest_says_to_run_again(tmp_path, documents, write_shard):
+    write_shard(tmp_path / "a", documents)
+    write_shard(tmp_path / "b", documents)
+    (tmp_path / "b.json").unlink()
+    with pytest.raises(ValueError, match=r"b\.json: no manifest.*run preprocess_data\.py again"):
+        ShardReader(tmp_path / "b")
+    assert len(Dataset.open(tmp_path)) == len(documents)
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(ValueError, match="2 unfinished"):
+        Dataset.open(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [[], [3, 128], [-1, 3], [0.5]])
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, vocabulary, bad):
+    with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer, pytest.raises(ValueError, match="document"):
+        writer.add(bad)
+
+
+def test_torn_pictures_are_refused(vocabulary, make_document):
+    document = make_document(2, 0, 2)
+    start = int(find_image_spans(document, vocabulary)[0, 0])
+    for position in range(start, start + vocabulary.image_length):
+        with pytest.raises(ValueError, match="whole pictures"):
+            find_image_spans(np.delete(document, position), vocabulary)
+    swapped = document.copy()
+    swapped[[start + 5, start + 6]] = swapped[[start + 6, start + 5]]
+    with pytest.raises(ValueError, match="whole pictures"):
+        find_image_spans(swapped, vocabulary)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".spans"])
+def test_damaged_files_are_refused(tmp_path, documents, write_shard, suffix):
+    write_shard(tmp_path / "x", documents)
+    path = tmp_path / f"x{suffix}"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2])
+    with pytest.raises(ValueError, match=f"x{suffix}: .*preprocess the data again"):
+        Dataset.open(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"x{suffix}: missing"):
+        Dataset.open(tmp_path)
+
+
+def test_every_flipped_bit_is_found(tmp_path, documents, write_shard):
+    write_shard(tmp_path / "x", documents)
+    random = np.random.default_rng(0)
+    for suffix in (".bin", ".idx", ".spans"):
+        path = tmp_path / f"x{suffix}"
+        content = path.read_bytes()
+        for position in random.integers(0, len(content), 12):
+            changed = bytearray(content)
+            changed[position] ^= 1 << int(random.integers(8))
+            path.write_bytes(changed)
+            with pytest.raises(ValueError, match=r"preprocess"):
+                ShardReader(tmp_path / "x").verify()
+        path.write_bytes(content)
+    ShardReader(tmp_path / "x").verify()
+
+
+def test_a_wrong_manifest_is_refused(tmp_path, documents, write_shard, vocabulary):
+    dataset = write_shard(tmp_path / "x", documents)
+    manifest = dataset.shards[0].manifest
+    path = tmp_path / "x.json"
+    for changed in (replace(manifest, num_documents=7), replace(manifest, dtype="int32")):
+        changed.save(path)
+        with pytest.raises(ValueError, match=r"x\.json"):
+            ShardReader(tmp_path / "x")
+    for text in ("{", "[]", '{"format": "megachameleon-shard", "version": 2}', '{"format": "megachameleon-shard"}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"x\.json"):
+            Dataset.open(tmp_path)
+
+
+def test_several_shards_are_one_dataset(tmp_path, documents, write_shard):
+    write_shard(tmp_path / "b.1", documents[1:])
+    write_shard(tmp_path / "a", documents[:1])
+    (tmp_path / "notes.json").write_text(json.dumps({"not": "a shard"}))
+    dataset = Dataset.open(tmp_path)
+    assert all(np.array_equal(dataset.document(i), document) for i, document in enumerate(documents))
+    assert np.array_equal(dataset.image_spans(2), [[1, 6]])
+    listed = Dataset.open([tmp_path / "b.1.idx", tmp_path / "a"])
+    assert np.array_equal(listed.document(2), documents[0])
+    assert listed.fingerprint != dataset.fingerprint == Dataset.open(str(tmp_path)).fingerprint
+    with pytest.raises(IndexError):
+        dataset.document(3)
+
+
+def test_mixed_vocabularies_and_tokenizers_are_refused(tmp_path, documents, write_shard, vocabulary):
+    write_shard(tmp_path / "a", documents)
+    with ShardWriter(tmp_path / "b", vocabulary, tokenizer="other") as writer:
+        writer.add(documents[1])
+        writer.commit()
+    with pytest.raises(ValueError, match="tokenizer"):
+        Dataset.open(tmp_path)
+    with ShardWriter(tmp_path / "b", replace(vocabulary, size=192), tokenizer="t" * 16) as writer:
+        writer.add(documents[1])
+        writer.commit()
+    with pytest.raises(ValueError, match="size=128"):
+        Dataset.open(tmp_path)
+
+
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such folder or shard"):
+        Dataset.open(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no finished shards"):
+        Dataset.open(tmp_path)
+
+
+def test_an_empty_shard_is_readable_and_adds_nothing(tmp_path, documents, write_shard, vocabulary):
+    write_shard(tmp_path / "a", documents)
+    with ShardWriter(tmp_path / "b", vocabulary, tokenizer="t" * 16) as writer:
+        writer.commit()
+    assert len(Dataset.open(tmp_path)) == len(documents)
+    with pytest.raises(ValueError, match="no documents"):
+        Dataset.open(tmp_path / "b")
+
+
+def test_the_manifest_is_the_same_after_reading(tmp_path, documents, write_shard):
+    manifest = write_shard(tmp_path / "x", documents).shards[0].manifest
+    manifest.save(tmp_path / "copy.json")
+    assert ShardManifest.load(tmp_path / "copy.json") == manifest
