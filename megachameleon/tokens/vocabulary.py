@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,7 @@ class Vocabulary:
         """A short hash of the whole layout, to compare tokenizers, shards and checkpoints."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
-    def is_image_code(self, ids: np.ndarray) -> np.ndarray:
+    def is_image_code(self, ids: Any) -> Any:
         """Which ids are picture codes. Works elementwise on numpy arrays, torch tensors and plain integers."""
         return (ids >= self.image_code_start) & (ids < self.image_code_end)
 

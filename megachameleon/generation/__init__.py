@@ -1,0 +1,1 @@
+"""From a trained model to text and pictures: steppers, modality rules, samplers, the engine and the viewer."""

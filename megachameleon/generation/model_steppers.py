@@ -1,0 +1,131 @@
+"""Steppers on the decoder: with a key-value cache, or reading everything again.
+
+They work for any tensor- and pipeline-parallel layout: logits are gathered over the tensor-parallel ranks, hidden
+states go from stage to stage, and the last stage broadcasts its logits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.inference.contexts import StaticInferenceContext
+
+
+class CachedStepper:
+    """Reads each id once and keeps keys and values in megatron-core's static context."""
+
+    def __init__(self, model: torch.nn.Module, context_length: int) -> None:
+        """`model` is this rank's one stage, wrapped or not; `context_length` the longest sequence that it knows."""
+        self._model, self.context_length = unwrapped(model), context_length
+        self._document_ids = torch.empty(0, 0, dtype=torch.int32)
+        self._cache: StaticInferenceContext | None = None
+
+    def prefill(self, tokens: torch.Tensor, document_ids: torch.Tensor, room: int) -> torch.Tensor:
+        """See `Stepper`."""
+        streams, columns = tokens.shape
+        self._cache = StaticInferenceContext(max_batch_size=streams, max_sequence_length=columns + room)
+        self._document_ids = document_ids
+        return self._read(tokens)
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Stepper`."""
+        assert self._cache is not None, "prefill comes before decode"
+        added = torch.zeros(len(tokens), 1, dtype=torch.int32)
+        self._document_ids = torch.cat((self._document_ids, added), dim=1)
+        self._cache.enable_decode_mode()
+        return self._read(tokens[:, None])
+
+    def _read(self, tokens: torch.Tensor) -> torch.Tensor:
+        cache = self._cache
+        assert cache is not None
+        logits = _last_logits(self._model, tokens, self._document_ids, cache)
+        cache.sequence_len_offset += tokens.size(1)
+        return logits
+
+
+class UncachedStepper:
+    """Reads the whole context at every step: slow, plain, the reference of the cached one."""
+
+    def __init__(self, model: torch.nn.Module, context_length: int) -> None:
+        self._model, self.context_length = unwrapped(model), context_length
+        self._tokens = torch.empty(0, 0, dtype=torch.int64)
+        self._document_ids = torch.empty(0, 0, dtype=torch.int32)
+
+    def prefill(self, tokens: torch.Tensor, document_ids: torch.Tensor, room: int) -> torch.Tensor:
+        """See `Stepper`."""
+        self._tokens, self._document_ids = tokens, document_ids
+        return _last_logits(self._model, tokens, document_ids, None)
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Stepper`."""
+        added = torch.zeros(len(tokens), 1, dtype=torch.int32)
+        return self.prefill(
+            torch.cat((self._tokens, tokens[:, None]), dim=1), torch.cat((self._document_ids, added), dim=1), 0
+        )
+
+
+def unwrapped(model: Any) -> Any:
+    """The bare model inside DDP and mixed-precision wrappers."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def _last_logits(
+    model: Any, tokens: torch.Tensor, document_ids: torch.Tensor, cache: StaticInferenceContext | None
+) -> torch.Tensor:
+    """One forward pass through all pipeline stages; logits after the last column on every rank, float32."""
+    device = next(model.parameters()).device
+    tokens, document_ids = tokens.to(device), document_ids.to(device)
+    offset = document_ids.size(1) - tokens.size(1)
+    position_ids = torch.arange(offset, document_ids.size(1), device=device).expand_as(tokens)
+    with _for_inference(model), torch.no_grad():
+        return _through_stages(model, tokens, position_ids, document_ids, cache)
+
+
+def _through_stages(
+    model: Any,
+    tokens: torch.Tensor,
+    position_ids: torch.Tensor,
+    document_ids: torch.Tensor,
+    cache: StaticInferenceContext | None,
+) -> torch.Tensor:
+    """Take hidden states from the stage before, hand them to the next; the last stage broadcasts its logits."""
+    group = model.pg_collection.pp
+    ranks, stage = dist.get_process_group_ranks(group), group.rank()
+    if stage > 0:
+        shape = (tokens.size(1), tokens.size(0), model.config.hidden_size)
+        hidden = torch.empty(shape, dtype=model.config.params_dtype, device=tokens.device)
+        dist.recv(hidden, src=ranks[stage - 1], group=group)
+        model.set_input_tensor(hidden)
+    output = model(tokens, position_ids, document_ids, inference_context=cache, runtime_gather_output=True)
+    model.set_input_tensor(None)
+    if len(ranks) == 1:
+        return output[:, -1].float()
+    if stage < len(ranks) - 1:
+        dist.send(output.contiguous(), dst=ranks[stage + 1], group=group)
+        logits = torch.empty(len(tokens), model.vocab_size, device=tokens.device)
+    else:
+        logits = output[:, -1].float().contiguous()
+    dist.broadcast(logits, src=ranks[-1], group=group)
+    return logits
+
+
+@contextmanager
+def _for_inference(model: Any) -> Iterator[None]:
+    """Evaluation mode, and no sequence parallelism: a single new id cannot be split over ranks. Both are put back."""
+    names = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
+    owners = [model.config, *model.modules()]
+    changed = [(owner, name) for owner in owners for name in names if getattr(owner, name, None) is True]
+    was_training = model.training
+    model.eval()
+    for owner, name in changed:
+        setattr(owner, name, False)
+    try:
+        yield
+    finally:
+        for owner, name in changed:
+            setattr(owner, name, True)
+        model.train(was_training)
