@@ -1,0 +1,87 @@
+"""Reading a checkpoint into a model of any parallel layout."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megachameleon.checkpoint.folder import (
+    COMMON_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    CheckpointManifest,
+    read_manifest,
+    verify_hashes,
+)
+from megachameleon.checkpoint.plain import from_plain
+from megachameleon.checkpoint.state import sharded_state, unwrap
+from megachameleon.checkpoint.tensors import index_from_json, read_part
+from megachameleon.config import ModelConfig, RunConfig, load_config
+from megachameleon.files import read_json
+from megachameleon.parallel.context import ParallelContext
+from megachameleon.parallel.device import optimizer_scope
+from megachameleon.tokens.vocabulary import Vocabulary
+
+
+def load_checkpoint(
+    checkpoint: Path, model: torch.nn.Module, optimizer: Any | None, context: ParallelContext
+) -> CheckpointManifest:
+    """Fill a model and, if given, its optimizer; all processes call it.
+
+    Raises:
+        ValueError: the checkpoint is damaged or belongs to another model.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, merge
+    from megatron.core.dist_checkpointing.mapping import apply_factory_merges
+    from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+    from megatron.core.dist_checkpointing.utils import extract_sharded_base
+
+    manifest = read_manifest(checkpoint)
+    _verify_share(checkpoint, manifest, context)
+    index = index_from_json(read_json(checkpoint / INDEX_FILE), origin=str(checkpoint / INDEX_FILE))
+    with optimizer_scope():
+        wanted = sharded_state(model, optimizer, context.groups, is_loading=True)
+    wanted, local, factories = load_preprocess(wanted)
+    sharded, _ = extract_sharded_base(wanted)
+    dict_list_map_inplace(lambda item: read_part(checkpoint, index, item), sharded)
+    state = from_plain(read_json(checkpoint / COMMON_FILE)) if optimizer is not None else {}
+    merge(state, local)
+    merge(state, sharded)
+    state = apply_factory_merges(state, factories)
+    unwrap(model).load_state_dict(state["model"], strict=True)
+    if optimizer is not None:
+        with optimizer_scope():
+            optimizer.load_state_dict(state["optimizer"])
+    return manifest
+
+
+def saved_config(checkpoint: Path) -> RunConfig:
+    """The resolved configuration that a checkpoint was trained with."""
+    return load_config(str(checkpoint / CONFIG_FILE))
+
+
+def saved_vocabulary(checkpoint: Path, manifest: CheckpointManifest) -> Vocabulary:
+    """The vocabulary that a checkpoint was trained with."""
+    return Vocabulary.from_dict(manifest.vocabulary, origin=str(checkpoint))
+
+
+def require_same_model(checkpoint: Path, saved: ModelConfig, wanted: ModelConfig) -> None:
+    """Refuse to resume with another model.
+
+    Raises:
+        ValueError: names the first field that differs.
+    """
+    free = {"dropout", "embedding_dropout", "context_length", "init_std", "depth_scaled_init"}
+    for name in ModelConfig.__dataclass_fields__:
+        a, b = getattr(saved, name), getattr(wanted, name)
+        if a != b and name not in free:
+            raise ValueError(
+                f"{checkpoint}: was trained with model.{name}={a}, the configuration says {b}; "
+                "set it back or choose another output_dir"
+            )
+
+
+def _verify_share(checkpoint: Path, manifest: CheckpointManifest, context: ParallelContext) -> None:
+    """Check the hashes of this rank's share of the files; together the ranks check them all."""
+    names = sorted(manifest.files)
+    verify_hashes(checkpoint, names[context.rank :: context.world_size], manifest)

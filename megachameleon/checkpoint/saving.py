@@ -1,0 +1,96 @@
+"""Writing a checkpoint together from all processes."""
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import megachameleon
+from megachameleon.checkpoint.folder import (
+    COMMON_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    CheckpointManifest,
+    delete_old,
+    publish,
+    temporary_folder,
+)
+from megachameleon.checkpoint.plain import to_plain
+from megachameleon.checkpoint.state import sharded_state
+from megachameleon.checkpoint.tensors import index_to_json, merge_indexes, write_parts
+from megachameleon.config import RunConfig, save_config
+from megachameleon.files import atomic_path, sha256_of, write_json
+from megachameleon.parallel.context import ParallelContext
+from megachameleon.tokens.vocabulary import Vocabulary
+
+
+def save_checkpoint(
+    root: Path,
+    model: torch.nn.Module,
+    optimizer: Any,
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    context: ParallelContext,
+    *,
+    step: int,
+    consumed_samples: int,
+    data_fingerprint: str,
+) -> Path:
+    """Save the state after `step` steps; all processes call it. Returns the checkpoint's folder."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+
+    sharded, common = save_preprocess(sharded_state(model, optimizer, context.groups, is_loading=False))
+    temporary = temporary_folder(root, step)
+    if context.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    context.barrier()
+    path = temporary / f"tensors_{context.rank:05d}.safetensors"
+    with atomic_path(path) as partial:
+        index = write_parts(partial, nested_values(sharded), path.name)
+    gathered: list[Any] = [None] * context.world_size
+    dist.all_gather_object(gathered, (path.name, _record(path), index))
+    final = root / temporary.name
+    if context.is_main:
+        write_json(temporary / INDEX_FILE, index_to_json(merge_indexes(entries for _, _, entries in gathered)))
+        write_json(temporary / COMMON_FILE, to_plain(common))
+        save_config(config, temporary / CONFIG_FILE)
+        small = {name: _record(temporary / name) for name in (INDEX_FILE, COMMON_FILE, CONFIG_FILE)}
+        manifest = CheckpointManifest(
+            step=step,
+            consumed_samples=consumed_samples,
+            data_fingerprint=data_fingerprint,
+            versions=versions(),
+            vocabulary=asdict(vocabulary),
+            files={**{name: record for name, record, _ in gathered}, **small},
+        )
+        final = publish(temporary, root, manifest, asdict)
+        delete_old(root, config.checkpoint.keep_last)
+    context.barrier()
+    return final
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and the commit of a checkout, for the record."""
+    packages = ("torch", "megatron-core", "numpy", "sentencepiece")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "megachameleon": megachameleon.__version__,
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        **found,
+    }
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}

@@ -1,0 +1,1 @@
+"""The training loop: data, step, schedule, callbacks, checkpoints tied together."""

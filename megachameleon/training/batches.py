@@ -1,0 +1,112 @@
+"""Which samples each rank reads at each step: a pure function of the position in the blend."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megachameleon.config import DataConfig, TrainingConfig
+from megachameleon.data.blending import BlendedSamples, FirstSamples, Stage
+from megachameleon.data.packing import PackedDataset
+from megachameleon.data.samples import Sample, collate
+from megachameleon.data.shards import Dataset
+from megachameleon.parallel.context import ParallelContext
+from megachameleon.parallel.seeding import derive_seed
+from megachameleon.tokens.vocabulary import Vocabulary
+
+Batch = dict[str, Tensor]
+
+
+class Samples(Protocol):
+    """Position to sample."""
+
+    def __getitem__(self, position: int, /) -> Sample: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """All that a run reads."""
+
+    train: BlendedSamples
+    validation: dict[str, FirstSamples]
+    vocabulary: Vocabulary
+
+
+def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
+    """Open shards, check that they belong together, and lay out the order of the run.
+
+    Raises:
+        ValueError: a folder without complete shards, shards of another vocabulary than the tokenizer's, a context that
+            a picture does not fit, or a configuration without data.
+    """
+    if not data.tokenizer:
+        raise ValueError("data.tokenizer: missing; give the folder with vocabulary.json")
+    if not data.train or not data.stages:
+        raise ValueError(
+            "data.train and data.stages: missing; name at least one dataset and one stage with its weights"
+        )
+    vocabulary = _vocabulary(data.tokenizer)
+    seed = derive_seed(training.seed, "data")
+    train = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.train.items()}
+    validation = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.validation.items()}
+    stages = [Stage(num_samples=stage.samples, weights=stage.weights) for stage in data.stages]
+    blend = BlendedSamples.of(train, stages, seed)
+    needed, available = training.num_steps * training.global_batch_size, blend.blend.num_samples
+    if available is not None and available < needed:
+        raise ValueError(
+            f"data.stages: hold {available} samples, but training.num_steps x global_batch_size = {needed}; "
+            "leave `samples` of the last stage empty, or append a stage"
+        )
+    limit = training.validation_samples
+    return TrainingData(
+        train=blend,
+        validation={name: FirstSamples(packed, limit) for name, packed in validation.items()},
+        vocabulary=vocabulary,
+    )
+
+
+def training_batches(
+    samples: Samples, start: int, num_micro_batches: int, micro_batch_size: int, context: ParallelContext
+) -> Iterator[Batch]:
+    """This rank's micro-batches of the global batch that begins at position `start`, on its device."""
+    for micro_batch in range(num_micro_batches):
+        first = start + (micro_batch * context.data_parallel + context.data_rank) * micro_batch_size
+        chosen = [samples[position] for position in range(first, first + micro_batch_size)]
+        yield to_device(collate(chosen), context.device)
+
+
+def validation_batches(
+    samples: FirstSamples, start: int, num_micro_batches: int, micro_batch_size: int, context: ParallelContext
+) -> Iterator[Batch]:
+    """Like `training_batches`; past the end come samples without loss, so that every rank has the same number."""
+    last = len(samples) - 1
+
+    class Padded:
+        def __getitem__(self, position: int, /) -> Sample:
+            if position <= last:
+                return samples[position]
+            return replace(samples[last], loss_mask=np.zeros_like(samples[last].loss_mask))
+
+    return training_batches(Padded(), start, num_micro_batches, micro_batch_size, context)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to the device that computes."""
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _vocabulary(tokenizer: str) -> Vocabulary:
+    from pathlib import Path
+
+    return Vocabulary.load(Path(tokenizer))
+
+
+def _pack(name: str, paths: tuple[str, ...], data: DataConfig, vocabulary: Vocabulary, seed: int) -> PackedDataset:
+    dataset = Dataset.open(list(paths))
+    vocabulary.require_same(dataset.vocabulary, f"data.tokenizer={data.tokenizer}", f"dataset {name}")
+    return PackedDataset(dataset, data.sequence_length, seed)

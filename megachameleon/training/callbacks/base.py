@@ -1,0 +1,45 @@
+"""The events of a run that callbacks may listen to. All processes call them; each callback decides who acts."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from megachameleon.training.losses import LossReport
+from megachameleon.training.step import StepReport
+
+if TYPE_CHECKING:
+    from megachameleon.training.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEvent:
+    """A finished step."""
+
+    step: int
+    """Optimizer steps done, this one included."""
+    report: StepReport
+    seconds: float
+    """Wall time of the step."""
+    tokens: int
+    """Sequence positions read since the start of the run, by all ranks."""
+    tokens_per_second: float
+    memory_bytes: int
+    """Peak memory of this process."""
+
+
+class Callback:
+    """Does nothing; subclasses override what they need."""
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Before the first step."""
+
+    def on_step(self, trainer: "Trainer", event: StepEvent) -> None:
+        """After each step."""
+
+    def on_validation(self, trainer: "Trainer", step: int, reports: dict[str, LossReport]) -> None:
+        """After a validation, with the losses of each set."""
+
+    def on_checkpoint(self, trainer: "Trainer", step: int, path: str) -> None:
+        """After a checkpoint is complete."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """When the loop ends, also by an error."""

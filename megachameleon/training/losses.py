@@ -1,0 +1,92 @@
+"""The loss that is learned and the sums that are reported, exact under every layout."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megachameleon.parallel.context import ParallelContext
+from megachameleon.training.batches import Batch
+
+LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossReport:
+    """Means over tokens that carry loss."""
+
+    loss: float
+    """Negative log-likelihood over text and pictures, nats per token."""
+    loss_text: float
+    loss_image: float
+    """NaN where a batch has no tokens of the modality."""
+    log_z: float
+    """Mean log-partition; its growth precedes divergence (arXiv 2405.09818, section 2.3)."""
+    log_z_squared: float
+    num_tokens: int
+    num_image_tokens: int
+
+
+def forward_step(
+    batches: Iterator[Batch], model: Any, *, z_loss: float, isolate_documents: bool
+) -> tuple[Tensor, LossFunction]:
+    """One micro-batch forward, in the form that megatron-core's schedules call."""
+    batch = next(batches)
+    mask = batch["document_ids"] if isolate_documents else None
+    output = model(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
+    return output, partial(loss_and_sums, batch=batch, z_loss=z_loss)
+
+
+def loss_and_sums(output: Tensor, batch: Batch, z_loss: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Summed loss, number of tokens, and sums to report.
+
+    Args:
+        output: [b, s, 2]: negative log-likelihood and log Z.
+
+    Returns:
+        The loss as a *sum*: the schedule divides gradients by the global number of tokens once, so neither
+        micro-batches, nor padding, nor the layout move it.
+    """
+    nll, log_z = output.float().unbind(-1)
+    mask, is_image = batch["loss_mask"], batch["image_mask"].float()
+    squared = log_z.square()
+    loss = ((nll + z_loss * squared) * mask).sum()
+    with torch.no_grad():
+        columns = (nll * (1 - is_image), nll * is_image, log_z, squared, 1 - is_image, is_image)
+        sums = torch.stack([(column * mask).double().sum() for column in columns])
+    return loss, mask.sum().int(), {"sums": sums}
+
+
+def reduce_report(outputs: list[dict[str, Tensor]], context: ParallelContext) -> LossReport:
+    """Sum over micro-batches and data-parallel ranks, and tell every pipeline stage."""
+    if context.is_last_stage:
+        sums = torch.stack([output["sums"] for output in outputs]).sum(0)
+        dist.all_reduce(sums, group=context.groups.dp)
+    else:
+        sums = torch.zeros(6, dtype=torch.float64, device=context.device)
+    if context.config.pipeline_parallel > 1:
+        dist.broadcast(sums, src=context.last_stage_rank, group=context.groups.pp)
+    return report_from_sums(sums)
+
+
+def report_from_sums(sums: Tensor) -> LossReport:
+    """Means from [nll text, nll image, log Z, log Z squared, text tokens, image tokens]."""
+    nll_text, nll_image, log_z, squared, text, image = sums.tolist()
+    total = text + image
+
+    def mean(value: float, count: float) -> float:
+        return value / count if count else float("nan")
+
+    return LossReport(
+        loss=mean(nll_text + nll_image, total),
+        loss_text=mean(nll_text, text),
+        loss_image=mean(nll_image, image),
+        log_z=mean(log_z, total),
+        log_z_squared=mean(squared, total),
+        num_tokens=int(total),
+        num_image_tokens=int(image),
+    )

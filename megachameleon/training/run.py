@@ -1,0 +1,35 @@
+"""From a configuration to a finished run: the library behind tools/train.py."""
+
+import os
+from pathlib import Path
+
+from megachameleon.checkpoint.folder import CONFIG_FILE
+from megachameleon.config import RunConfig, save_config
+from megachameleon.parallel.context import parallel_context
+
+
+def train(config: RunConfig) -> None:
+    """Train, or go on training, in the processes that torchrun started, or alone.
+
+    Raises:
+        ValueError: anything that is wrong with configuration, data or checkpoints, before training starts.
+    """
+    config.validate_world(int(os.environ.get("WORLD_SIZE", "1")))
+    from megachameleon.training.batches import open_data
+
+    data = open_data(config.data, config.training)  # before processes meet: bad input must not wait for a time-out
+    with parallel_context(config.parallel) as context:
+        from megachameleon.training.callbacks.build import build_callbacks
+        from megachameleon.training.trainer import Trainer
+
+        trainer = Trainer(config, context, data, build_callbacks(config))
+        if trainer.step >= config.training.num_steps:
+            if context.is_main:
+                print(f"{config.output_dir}: already finished at step {trainer.step}")
+            return
+        if context.is_main:
+            folder = Path(config.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(trainer.config, folder / CONFIG_FILE)
+        context.barrier()
+        trainer.run()

@@ -1,0 +1,94 @@
+"""One optimizer step and one validation pass: the hot path."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from megachameleon.config import RunConfig
+from megachameleon.data.blending import FirstSamples
+from megachameleon.parallel.context import ParallelContext
+from megachameleon.parallel.optimizer import optimizer_step, set_learning_rate
+from megachameleon.parallel.seeding import seed_step
+from megachameleon.training.batches import Samples, training_batches, validation_batches
+from megachameleon.training.losses import LossReport, forward_step, reduce_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What a step works on."""
+
+    model: Any
+    optimizer: Any
+    schedule: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What a step says."""
+
+    losses: LossReport
+    grad_norm: float
+    lr: float
+
+
+def train_step(
+    state: TrainingState, samples: Samples, config: RunConfig, context: ParallelContext, *, step: int, consumed: int
+) -> StepReport:
+    """Read the global batch at position `consumed`, go forward and backward, and update.
+
+    Args:
+        step: optimizer steps done before this one.
+
+    Raises:
+        FloatingPointError: the loss or the gradient norm is not finite; nothing of it is saved.
+    """
+    seed_step(config.training.seed, step, context)
+    state.model.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    num_micro_batches = config.training.num_micro_batches(context.data_parallel)
+    size = config.training.micro_batch_size
+    batches = training_batches(samples, consumed, num_micro_batches, size, context)
+    losses = _run_schedule(state.model, batches, num_micro_batches, config, context, forward_only=False)
+    if not math.isfinite(losses.loss):
+        raise FloatingPointError(f"step {step + 1}: loss is {losses.loss}; the last checkpoint is untouched")
+    lr = set_learning_rate(state.schedule, step + 1)
+    grad_norm = optimizer_step(state.optimizer)
+    if not math.isfinite(grad_norm):
+        raise FloatingPointError(f"step {step + 1}: gradient norm is {grad_norm}; the last checkpoint is untouched")
+    return StepReport(losses=losses, grad_norm=grad_norm, lr=lr)
+
+
+@torch.no_grad()
+def validate(model: Any, samples: FirstSamples, config: RunConfig, context: ParallelContext) -> LossReport:
+    """Losses over the first samples of a validation set."""
+    model.eval()
+    size = config.training.micro_batch_size
+    per_pass = context.data_parallel * size
+    num_micro_batches = -(-len(samples) // per_pass)
+    batches = validation_batches(samples, 0, num_micro_batches, size, context)
+    report = _run_schedule(model, batches, num_micro_batches, config, context, forward_only=True)
+    model.train()
+    return report
+
+
+def _run_schedule(
+    model: Any, batches: Any, num_micro_batches: int, config: RunConfig, context: ParallelContext, *, forward_only: bool
+) -> LossReport:
+    """Let megatron-core's schedule drive micro-batches through this process's pipeline stage."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    outputs = get_forward_backward_func()(
+        forward_step_func=partial(
+            forward_step, z_loss=config.training.z_loss, isolate_documents=config.data.isolate_documents
+        ),
+        data_iterator=batches,
+        model=[model],
+        num_microbatches=num_micro_batches,
+        seq_length=config.data.sequence_length,
+        micro_batch_size=config.training.micro_batch_size,
+        forward_only=forward_only,
+    )
+    return reduce_report(outputs, context)

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Pre-train or fine-tune; the same command again resumes."""
+
+import argparse
+
+from megachameleon.console import run_tool, tool_parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Resolve the configuration and do what was asked."""
+    from megachameleon.config import load_config, to_yaml
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return
+    if arguments.dry_run:
+        from megachameleon.planning.dry_run import dry_run
+
+        print(dry_run(config, arguments.world_size))
+        return
+    from megachameleon.training.run import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    parser = tool_parser(
+        "Train a mixed-modal decoder. Run it under torchrun for several processes; run it again to resume.",
+        """\
+  python tools/train.py debug data.tokenizer=tok data.train.pairs='[shards/pairs]' data.stages='[{weights: {pairs: 1}}]'
+  torchrun --standalone --nproc-per-node 2 tools/train.py examples/demo/train.yaml
+  torchrun --standalone --nproc-per-node 8 tools/train.py run.yaml parallel.tensor_parallel=2 optimizer.lr=3e-4
+  python tools/train.py chameleon_34b --print-config
+  python tools/train.py chameleon_34b --dry-run --world-size 3072""",
+    )
+    parser.add_argument("config", help="a YAML file, or a preset: debug, 1b, chameleon_7b, chameleon_34b")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a key of the configuration")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what it needs, train nothing")
+    parser.add_argument("--world-size", type=int, default=None, help="processes to assume in a dry run")
+    run_tool(main, parser)
