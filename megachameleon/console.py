@@ -4,7 +4,9 @@ Exit status: 0 done, 1 failed, 2 bad usage or bad input.
 """
 
 import argparse
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +35,16 @@ def run_tool(main: Callable[[argparse.Namespace], None], parser: argparse.Argume
             traceback.print_exc()
         user_error = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError)
         kind = "" if user_error else f"{type(error).__name__}: "
+        _let_rank_zero_speak_first()
         hint = "" if arguments.debug or user_error else " (--debug shows the traceback)"
         print(f"error: {kind}{error}{hint}", file=sys.stderr)
         sys.exit(2 if user_error else 1)
+
+
+def _let_rank_zero_speak_first() -> None:
+    """An error that all processes meet should be read once: torchrun stops the others while they wait here."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
 
 
 def tool_parser(description: str, examples: str) -> argparse.ArgumentParser:

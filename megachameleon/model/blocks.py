@@ -68,7 +68,9 @@ def layer_spec(model: ModelConfig, transformer_config: Any, kernels: Kernels, te
             self_attention=_attention_spec(model, kernels, tensor_rank),
             self_attn_bda=add,
             pre_mlp_layernorm=IdentityOp if swin else norm,
-            mlp=ModuleSpec(MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+            mlp=ModuleSpec(
+                MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+            ),
             mlp_bda=add,
         ),
     )

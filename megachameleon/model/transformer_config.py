@@ -37,7 +37,11 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,
         use_cpu_initialization=True,
-        perform_initialization=False,
+        # Initialisation is ours (initialization.py), but only this path marks which parameters are split.
+        perform_initialization=True,
+        init_method=_leave_as_allocated,
+        output_layer_init_method=_leave_as_allocated,
+        embedding_init_method=_leave_as_allocated,
         batch_p2p_sync=False,
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
@@ -46,3 +50,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
     )
+
+
+def _leave_as_allocated(weight: torch.Tensor) -> torch.Tensor:
+    return weight

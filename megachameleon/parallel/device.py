@@ -117,7 +117,7 @@ def _lead_cuda_to_cpu() -> None:
 
 
 def _cpu_tracker_class(megatron_random: Any) -> type:
-    class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore[name-defined, misc]
+    class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):
         """megatron-core's tracker of named random states, over the CPU generator."""
 
         def add(self, name: str, seed: int) -> None:

@@ -15,7 +15,11 @@ def wrap_replicas(model: torch.nn.Module, config: ParallelConfig, context: Paral
     A bf16 model is first wrapped to cast its inputs and outputs, as megatron-core expects.
     """
     with quiet_megatron():
-        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+        from megatron.core.distributed import (
+            DistributedDataParallel,
+            DistributedDataParallelConfig,
+            finalize_model_grads,
+        )
         from megatron.core.transformer.module import Float16Module
 
     transformer_config: Any = model.config

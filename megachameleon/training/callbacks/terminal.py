@@ -31,8 +31,8 @@ class Terminal(Callback):
         config, context = trainer.config, trainer.context
         self._console.print(
             f"[bold]{config.output_dir}[/]: {config.model.num_parameters:,} parameters, {trainer.precision}, "
-            f"{context.world_size} processes on {context.device.type} (tensor {config.parallel.tensor_parallel} × "
-            f"pipeline {config.parallel.pipeline_parallel} × data {context.data_parallel}), "
+            f"{context.world_size} processes on {context.device.type} (tensor {config.parallel.tensor_parallel} x "
+            f"pipeline {config.parallel.pipeline_parallel} x data {context.data_parallel}), "
             f"steps {trainer.step} to {config.training.num_steps}"
         )
         table = Table("operation", "backend", "what", title="kernels", title_justify="left")
