@@ -1,0 +1,106 @@
+"""A checkpoint and its tokenizers, ready to generate."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megachameleon.checkpoint.folder import read_manifest, resolve_checkpoint
+from megachameleon.config import ParallelConfig, RunConfig
+from megachameleon.generation.stepper import Stepper
+from megachameleon.parallel.context import ParallelContext, parallel_context
+from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.vocabulary import Vocabulary
+from megachameleon.tokens.vq.tokenizer import ImageTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself, read without its weights."""
+
+    path: Path
+    step: int
+    config: RunConfig
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model with its weights, in evaluation mode."""
+
+    model: Any
+    stepper: Stepper
+    context: ParallelContext
+
+
+def read_checkpoint_info(path: Path) -> CheckpointInfo:
+    """Find a checkpoint from itself or its run's folder and read its configuration and vocabulary.
+
+    Raises:
+        ValueError: there is no complete checkpoint, or it is damaged.
+    """
+    from megachameleon.checkpoint.loading import saved_config, saved_vocabulary
+
+    checkpoint = resolve_checkpoint(path)
+    manifest = read_manifest(checkpoint)
+    return CheckpointInfo(
+        path=checkpoint,
+        step=manifest.step,
+        config=saved_config(checkpoint),
+        vocabulary=saved_vocabulary(checkpoint, manifest),
+    )
+
+
+def load_text_tokenizer(info: CheckpointInfo, folder: Path | None) -> TextTokenizer:
+    """The text tokenizer in `folder`, or the one that the checkpoint names.
+
+    Raises:
+        ValueError: it is missing, or has another vocabulary than the checkpoint.
+    """
+    found = folder or Path(info.config.data.tokenizer)
+    if not found.is_dir():
+        raise ValueError(f"{found}: no such tokenizer folder; give --tokenizer DIR")
+    tokenizer = TextTokenizer.load(found)
+    info.vocabulary.require_same(tokenizer.vocabulary, f"checkpoint {info.path}", f"tokenizer {found}")
+    return tokenizer
+
+
+def load_image_tokenizer(info: CheckpointInfo, folder: Path | None) -> ImageTokenizer:
+    """The image tokenizer in `folder`, or the one that the checkpoint names.
+
+    Raises:
+        ValueError: it is missing, or its grid or codebook is not the vocabulary's.
+    """
+    named = info.config.data.image_tokenizer
+    if folder is None and named is None:
+        raise ValueError(f"checkpoint {info.path} names no image tokenizer; give --image-tokenizer DIR")
+    found = folder or Path(str(named))
+    if not found.is_dir():
+        raise ValueError(f"{found}: no such image tokenizer folder; give --image-tokenizer DIR")
+    tokenizer = ImageTokenizer.load(found)
+    mine = (tuple(tokenizer.grid), tokenizer.num_codes)
+    wanted = (info.vocabulary.image_grid, info.vocabulary.num_image_codes)
+    if mine != wanted:
+        raise ValueError(
+            f"{found}: grid {mine[0]} with {mine[1]} codes, but checkpoint {info.path} was trained with grid "
+            f"{wanted[0]} and {wanted[1]} codes; give the image tokenizer that made its data"
+        )
+    return tokenizer
+
+
+@contextmanager
+def open_model(info: CheckpointInfo, parallel: ParallelConfig) -> Iterator[LoadedModel]:
+    """Join the processes of this program and load the weights in the layout `parallel`, any that divides the model.
+
+    Raises:
+        ValueError: the layout does not divide, or the checkpoint is damaged.
+    """
+    parallel.validate(info.config.model, info.config.data.sequence_length)
+    with parallel_context(parallel) as context:
+        from megachameleon.checkpoint.inference import load_for_inference
+        from megachameleon.generation.model_steppers import CachedStepper
+
+        trained = load_for_inference(info.path, context)
+        stepper = CachedStepper(trained.model, info.config.model.context_length)
+        yield LoadedModel(model=trained.model, stepper=stepper, context=context)
