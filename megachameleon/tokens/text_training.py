@@ -1,0 +1,125 @@
+"""Training a text tokenizer: sentencepiece BPE for the text part of a mixed-modal vocabulary."""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from megachameleon.files import atomic_path, write_json
+from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
+from megachameleon.tokens.vocabulary import Vocabulary
+
+MAX_SENTENCE_BYTES = 16_384
+OWN_PIECES = ("\n", "\t")
+"""Characters that are always one id and never merge."""
+FIXED_PIECES = 1 + 256 + len(OWN_PIECES)
+"""Pieces that every model has: unknown, bytes and own pieces."""
+
+
+def sample_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
+    """A sample of at most `max_bytes` of UTF-8, chosen by the texts' hashes: the same for any order of reading.
+
+    One pass, bounded memory: whenever the sample grows over the limit, half of what is kept goes.
+    """
+    kept: list[tuple[int, int, str]] = []
+    total, limit = 0, 1 << 64
+    for text in texts:
+        encoded = text.encode(errors="replace")
+        rank = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+        if rank < limit:
+            kept.append((rank, len(encoded), text))
+            total += len(encoded)
+        while total > max_bytes and len(kept) > 1:
+            limit //= 2
+            kept = [item for item in kept if item[0] < limit]
+            total = sum(size for _, size, _ in kept)
+    return [text for _, _, text in sorted(kept)]
+
+
+def train_text_tokenizer(
+    texts: Sequence[str], vocabulary: Vocabulary, folder: Path, *, character_coverage: float = 0.9999
+) -> TextTokenizer:
+    """Train BPE on `texts` to fill the text ids of `vocabulary`, and write the tokenizer folder.
+
+    Whitespace is kept, digits never merge, other characters than the covered ones are spelled in bytes. The same texts
+    give the same bytes.
+
+    Args:
+        character_coverage: share of the text's characters that get a piece of their own.
+
+    Raises:
+        ValueError: no text, or too little for so many ids, or too few ids for the characters.
+    """
+    model = io.BytesIO()
+    sentences = list(_sentences(texts))
+    if not sentences:
+        raise ValueError("text: the inputs hold no text to train a tokenizer on; check --input")
+    if vocabulary.num_text_ids < FIXED_PIECES:
+        raise ValueError(
+            f"vocabulary: {vocabulary.num_text_ids} text ids, but bytes and whitespace alone take {FIXED_PIECES}; "
+            "use a larger vocabulary"
+        )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocabulary.num_text_ids + 1,
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            user_defined_symbols=list(OWN_PIECES),
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            max_sentence_length=MAX_SENTENCE_BYTES,
+            shuffle_input_sentence=False,
+            num_threads=1,  # the same bytes on any machine
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _too_many_or_too_few(str(error), vocabulary) from None
+    tokenizer = TextTokenizer(model.getvalue(), vocabulary, origin="the trained model")
+    with atomic_path(folder / MODEL_FILE) as temporary:
+        temporary.write_bytes(model.getvalue())
+    vocabulary.save(folder)
+    provenance = {
+        "fingerprint": tokenizer.fingerprint,
+        "trained_on": {"sentences": len(sentences), "bytes": sum(len(s.encode()) for s in sentences)},
+        "sentencepiece": sentencepiece.__version__,
+    }
+    write_json(folder / "tokenizer.json", provenance)
+    return tokenizer
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines without their ends, cut to what the trainer accepts."""
+    longest = MAX_SENTENCE_BYTES // 4
+    for text in texts:
+        for line in text.encode(errors="replace").decode().replace("\0", "").splitlines():
+            yield from (line[start : start + longest] for start in range(0, len(line), longest))
+
+
+def _too_many_or_too_few(message: str, vocabulary: Vocabulary) -> ValueError:
+    wanted = vocabulary.num_text_ids
+    if found := re.search(r"value <= (\d+)", message):
+        possible = int(found[1]) - 1
+        return ValueError(
+            f"text: too little for {wanted:,} text ids; at most {possible:,} can be learnt from it. Give more text, or "
+            f"a vocabulary of {(vocabulary.text_start + possible) // 64 * 64:,} ids"
+        )
+    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        needed = int(found[1])
+        return ValueError(
+            f"text: {wanted:,} text ids do not hold its characters, which take {needed:,}; use a vocabulary of "
+            f"{-(-(vocabulary.text_start + needed) // 64) * 64:,} ids or more, or a lower character coverage"
+        )
+    return ValueError(f"text: sentencepiece could not train on it: {message.splitlines()[-1]}")

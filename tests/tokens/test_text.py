@@ -1,0 +1,143 @@
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
+from megachameleon.tokens.text_training import sample_texts, train_text_tokenizer
+from megachameleon.tokens.vocabulary import Vocabulary
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def compact(num_text_ids: int) -> Vocabulary:
+    return Vocabulary.compact(num_text_ids=num_text_ids, num_image_codes=16, image_grid=(2, 2))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    folder = Path(re.__file__).parent
+    return [path.read_text() for path in sorted(folder.glob("*.py"))] * 2 + ["Grüße aus Köln, 你好 2024 0123456789"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts, tmp_path_factory):
+    return train_text_tokenizer(texts, compact(800), tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_every_code_point_comes_back(tokenizer):
+    for first in range(0, 0x110000, 0x400):
+        text = "".join(chr(c) for c in range(first, first + 0x400) if not 0xD800 <= c < 0xE000)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "  a  b ",
+        "\n\n\t x\r\n",
+        "▁ ▁▁a ▁",
+        "<0x41>",
+        "<unk>",
+        "<s></s><pad>",
+        " ⁇ ",
+        "a\0b",
+        "e\u0301é",
+        "👩🏽‍🚀",
+    ],
+)
+def test_adversarial_texts_come_back(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(tokenizer.vocabulary.text_start <= i < tokenizer.vocabulary.size for i in ids)
+
+
+def test_random_texts_come_back(tokenizer):
+    draw = random.Random(0)
+    alphabet = "ab 1▁\n\t<>éß漢🙂\u200d"
+    for _ in range(500):
+        text = "".join(draw.choices(alphabet, k=draw.randrange(30)))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_and_newlines_never_merge_and_words_do(tokenizer):
+    assert len(tokenizer.encode("2024")) == 4
+    assert len(tokenizer.encode("\n\n\t\t")) == 4
+    assert len(tokenizer.encode("return")) == 1
+    assert len(tokenizer.encode(" " * 8)) < 8
+
+
+def test_other_ids_are_left_out_and_torn_characters_marked(tokenizer):
+    vocabulary = tokenizer.vocabulary
+    ids = tokenizer.encode("ok ▁")
+    assert tokenizer.decode([vocabulary.bos, *vocabulary.encode_image([0, 1, 2, 3]), *ids, vocabulary.eos]) == "ok ▁"
+    assert tokenizer.decode(ids[:-1]) == "ok \ufffd"
+
+
+def test_lone_surrogates_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        tokenizer.encode("a\ud800")
+
+
+def test_training_again_gives_the_same_bytes(texts, tokenizer, tmp_path):
+    again = train_text_tokenizer(texts, tokenizer.vocabulary, tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint == TextTokenizer.load(tmp_path).fingerprint
+
+
+def test_too_little_text_names_a_size_that_works(texts, tmp_path):
+    with pytest.raises(ValueError, match="too little for") as error:
+        train_text_tokenizer(texts[:1], compact(60_000), tmp_path)
+    size = int(re.search(r"vocabulary of ([\d,]+) ids", str(error.value))[1].replace(",", ""))
+    vocabulary = compact(size - 64 - 16)
+    assert vocabulary.size <= size
+    assert train_text_tokenizer(texts[:1], vocabulary, tmp_path).encode("x")
+
+
+def test_too_few_ids_name_a_size_that_works(tmp_path):
+    chinese = ["".join(map(chr, range(0x4E00, 0x4E00 + 300)))] * 20
+    with pytest.raises(ValueError, match="do not hold its characters") as error:
+        train_text_tokenizer(chinese, compact(280), tmp_path)
+    size = int(re.search(r"vocabulary of ([\d,]+) ids", str(error.value))[1].replace(",", ""))
+    with pytest.raises(ValueError, match="too little"):  # no longer the characters
+        train_text_tokenizer(chinese, compact(size + 6400), tmp_path)
+
+
+def test_no_text_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no text"):
+        train_text_tokenizer(["", "\n"], compact(400), tmp_path)
+
+
+def test_damaged_or_foreign_models_are_refused(texts, tokenizer, tmp_path):
+    train_text_tokenizer(texts, tokenizer.vocabulary, tmp_path)
+    compact(1200).save(tmp_path)
+    with pytest.raises(ValueError, match="use the vocabulary that the tokenizer was trained with"):
+        TextTokenizer.load(tmp_path)
+    tokenizer.vocabulary.save(tmp_path)
+    (tmp_path / MODEL_FILE).write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a sentencepiece model"):
+        TextTokenizer.load(tmp_path)
+    (tmp_path / MODEL_FILE).unlink()
+    with pytest.raises(ValueError, match="no such file"):
+        TextTokenizer.load(tmp_path)
+
+
+def test_samples_do_not_depend_on_the_order_of_reading():
+    texts = [f"text number {i}" for i in range(1000)]
+    sample = sample_texts(texts, 4000)
+    assert sample == sample_texts(reversed(texts), 4000)
+    assert 1500 < sum(map(len, sample)) <= 4000
+    assert sorted(sample_texts(texts, 1 << 20)) == sorted(texts)
+
+
+def test_the_tool_trains_from_raw_sources(texts, tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(texts))
+    command = [sys.executable, REPOSITORY / "tools/train_text_tokenizer.py", "--input", tmp_path / "text.txt"]
+    command += ["--output", tmp_path / "out", "--vocab-size", "640", "--num-codes", "16", "--grid", "2x2"]
+    subprocess.run(command, check=True, env={"PYTHONPATH": str(REPOSITORY)})
+    tokenizer = TextTokenizer.load(tmp_path / "out")
+    assert tokenizer.vocabulary.size == 640 and tokenizer.vocabulary.image_grid == (2, 2)
