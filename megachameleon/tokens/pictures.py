@@ -33,7 +33,7 @@ def open_picture(data: bytes, origin: str) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{origin}: {image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS:,}; make it smaller"
+                    f"{origin}: {image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS:,}; shrink it"
                 )
             image.load()
     except UnidentifiedImageError:
