@@ -16,16 +16,15 @@ OUTPUT/
 import argparse
 import platform
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from examples.demo.catalogue import Picture, choose, load_catalogue, num_drawings
+from examples.demo.holdout import Captions, split_captions
 from examples.demo.interleaved import InterleavedDocument, find_groups, write_documents
+from examples.demo.prompt_files import write_prompts
 from examples.demo.python_texts import TextDocument, python_documents
 from examples.demo.raw_writers import json_bytes, write_jsonl, write_tars
 from examples.demo.splits import is_held_out, stable_fraction
@@ -35,9 +34,8 @@ from megachameleon.files import read_json, require_free_space, write_json
 PROMPTS = Path(__file__).parent / "prompts.json"
 WRITTEN = (
     *("text", "valid_text", "pairs_en", "pairs_world", "valid_world", "pairs_tones", "valid_tones"),
-    *("interleaved", "valid_interleaved", "gallery", "heldout"),
+    *("interleaved", "valid_interleaved", "gallery", "seen", "heldout", "prompts"),
 )
-HELD_OUT = 0.1
 HELD_OUT_TEXT = 0.05
 DOCUMENTS_PER_JSONL = 100
 
@@ -61,59 +59,6 @@ ATTRIBUTIONS = [
         "changes": "split into documents",
     },
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Captions:
-    """Who is seen and who is held out.
-
-    Attributes:
-        pictures: all of them.
-        plain: pictures without skin tones; all are seen under their English name.
-        world_seen, world_held_out: key of a picture -> language -> name, for languages other than English.
-        tones_seen, tones_held_out: pictures with skin tones; a held-out one is seen nowhere.
-    """
-
-    pictures: list[Picture]
-    plain: list[Picture]
-    world_seen: dict[str, dict[str, str]]
-    world_held_out: dict[str, dict[str, str]]
-    tones_seen: list[Picture]
-    tones_held_out: list[Picture]
-
-
-def split_captions(pictures: Sequence[Picture], png: Mapping[str, bytes]) -> Captions:
-    """Divide pictures and languages into what training sees and what it never sees.
-
-    Some variants are drawn alike (an artist is drawn like a man artist), so skin tones are held out by the drawing.
-    """
-    plain = [p for p in pictures if not p.tones]
-    tones = [p for p in pictures if p.tones]
-    world_seen, world_held_out = {}, {}
-    for picture in plain:
-        seen, held_out = split_languages(picture)
-        world_seen[picture.key], world_held_out[picture.key] = seen, held_out
-    hidden = [p for p in tones if p.base and is_held_out(HELD_OUT, "tone", sha256(png[p.key]).hexdigest())]
-    return Captions(
-        pictures=list(pictures),
-        plain=plain,
-        world_seen=world_seen,
-        world_held_out=world_held_out,
-        tones_seen=[p for p in tones if p not in hidden],
-        tones_held_out=hidden,
-    )
-
-
-def split_languages(picture: Picture) -> tuple[dict[str, str], dict[str, str]]:
-    """Names that training sees and names that it does not, without English.
-
-    A name that is spelled the same in a language that is seen ("pizza") would be no test, so it stays with the seen.
-    """
-    others = {language: name for language, name in picture.names.items() if language != "en"}
-    held_out = {lang: name for lang, name in others.items() if is_held_out(HELD_OUT, "language", picture.key, lang)}
-    spelled = {name.casefold() for lang, name in picture.names.items() if lang not in held_out}
-    held_out = {lang: name for lang, name in held_out.items() if name.casefold() not in spelled}
-    return {lang: name for lang, name in others.items() if lang not in held_out}, held_out
 
 
 def render_gallery(folder: Path, pictures: Sequence[Picture], size: int) -> dict[str, bytes]:
@@ -186,50 +131,6 @@ def write_texts(output: Path, documents: Sequence[TextDocument]) -> dict[str, in
     return counts
 
 
-def prompt_rows(captions: Captions) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Captions for evaluation: those that training sees, and those that it never sees.
-
-    Their order is random but fixed, and takes turns between kinds: any number of first rows is a balanced sample.
-    """
-
-    def row(key: str, language: str, text: str, kind: str) -> dict[str, str]:
-        return {"key": key, "lang": language, "text": text, "kind": kind, "picture": f"gallery/{key}.png"}
-
-    def ordered(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-        rows = sorted(rows, key=lambda r: stable_fraction("prompts", r["key"], r["lang"]))
-        rank: Counter[str] = Counter()
-        turns = []
-        for r in rows:
-            turns.append((rank[r["kind"]], r["kind"]))
-            rank[r["kind"]] += 1
-        return [r for _, r in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
-
-    seen = [row(p.key, "en", p.english, "seen English") for p in captions.plain]
-    seen += [row(p.key, "en", p.english, "seen skin tone") for p in captions.tones_seen]
-    seen += [
-        row(key, lang, text, "seen language")
-        for key, names in captions.world_seen.items()
-        for lang, text in names.items()
-    ]
-    held_out = [row(p.key, "en", p.english, "held-out skin tone") for p in captions.tones_held_out]
-    held_out += [
-        row(key, lang, text, "held-out language")
-        for key, names in captions.world_held_out.items()
-        for lang, text in names.items()
-    ]
-    return ordered(seen), ordered(held_out)
-
-
-def write_prompts(output: Path, captions: Captions, fixed: Sequence[str]) -> dict[str, int]:
-    """Write the three lists of prompts; returns their lengths."""
-    seen, held_out = prompt_rows(captions)
-    by_name = {row["text"]: row for row in seen if row["kind"] == "seen English"}
-    write_jsonl(output / "prompts.jsonl", [by_name[name] for name in fixed])
-    write_jsonl(output / "seen_prompts.jsonl", seen)
-    write_jsonl(output / "heldout" / "captions.jsonl", held_out)
-    return {"prompts": len(fixed), "seen_prompts": len(seen), "heldout": len(held_out)}
-
-
 def make_raw_data(arguments: argparse.Namespace) -> None:
     """Write everything below `arguments.output`; the manifest comes last."""
     output: Path = arguments.output
@@ -250,7 +151,7 @@ def make_raw_data(arguments: argparse.Namespace) -> None:
     unseen = write_documents(groups, max(arguments.interleaved_documents // 20, 2), "unseen")
     counts["valid_interleaved"] = write_interleaved(output / "valid_interleaved", unseen, png)
     counts |= write_texts(output, python_documents(int(arguments.text_megabytes * 1e6)))
-    counts |= write_prompts(output, captions, fixed)
+    counts |= write_prompts(output, captions, fixed, arguments.prompts_per_kind)
     write_json(output / "manifest.json", manifest(arguments, captions, counts))
     print(f"{output}: {len(captions.pictures):,} pictures, {sum(counts.values()):,} captions, prompts and documents")
 
@@ -287,6 +188,7 @@ def parse_arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--interleaved-documents", type=int, default=1500, help="documents with pictures (default 1500)"
     )
+    parser.add_argument("--prompts-per-kind", type=int, default=48, help="captions evaluated of a kind (default 48)")
     return parser
 
 

@@ -42,7 +42,7 @@ class RunFolder:
 
     def prompts(self, name: str) -> Path:
         """The prompts of one call of `tools/generate.py`."""
-        return self.root / "prompts" / f"{name}.jsonl"
+        return self.raw / "prompts" / f"{name}.jsonl"
 
     @property
     def generated(self) -> Path:
