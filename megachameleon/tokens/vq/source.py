@@ -155,10 +155,22 @@ def load_pictures(
 def _list_tar(path: Path) -> list[PictureFile]:
     try:
         with tarfile.open(path, "r:") as archive:
-            return [
-                PictureFile(f"{path}/{member.name}", path, member.offset_data, member.size)
-                for member in archive
-                if member.isreg() and not member.issparse() and member.name.lower().endswith(PICTURE_SUFFIXES)
-            ]
+            members = archive.getmembers()
+        _require_end_mark(path, members)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a whole uncompressed tar ({error}); copy or unpack it again") from None
+    return [
+        PictureFile(f"{path}/{member.name}", path, member.offset_data, member.size)
+        for member in members
+        if member.isreg() and not member.issparse() and member.name.lower().endswith(PICTURE_SUFFIXES)
+    ]
+
+
+def _require_end_mark(path: Path, members: Sequence[tarfile.TarInfo]) -> None:
+    """A tar ends with blocks of zeros; `tarfile` itself takes one that was cut within a header for whole."""
+    block = tarfile.BLOCKSIZE
+    end = max((m.offset_data + -(-(m.size if m.isreg() else 0) // block) * block for m in members), default=0)
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(block) != bytes(block):
+            raise tarfile.ReadError("it ends without the mark of its end")
