@@ -15,14 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def run_tool(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+def run_tool(
+    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, *, intermixed: bool = False
+) -> None:
     """Parse arguments, run `main`, and turn errors into one line and an exit status.
+
+    `intermixed` lets options stand between positional arguments (not for parsers with subcommands).
 
     `ValueError` and `FileNotFoundError` are the user's to mend and exit with 2; anything else exits with 1.
     `--debug` shows the traceback of either.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args() if intermixed else parser.parse_args()
     try:
         main(arguments)
     except KeyboardInterrupt:

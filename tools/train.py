@@ -39,4 +39,4 @@ if __name__ == "__main__":
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what it needs, train nothing")
     parser.add_argument("--world-size", type=int, default=None, help="processes to assume in a dry run")
-    run_tool(main, parser)
+    run_tool(main, parser, intermixed=True)

@@ -1,9 +1,7 @@
 """The processes of a run and their place on each parallel axis."""
 
 import contextlib
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megachameleon.config import ParallelConfig
-from megachameleon.parallel.device import communication_backend, install, pick_device, quiet_megatron
+from megachameleon.parallel.device import communication_backend, install, pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +81,9 @@ def parallel_context(config: ParallelConfig, *, timeout_seconds: int = 1800) -> 
     config.data_parallel(world_size)
     device = pick_device()
     install(device)
-    _quiet_libraries()
-    with quiet_megatron():
-        from megatron.core import parallel_state
-        from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
     _init_process_group(device, world_size, timeout_seconds)
     try:
         parallel_state.initialize_model_parallel(
@@ -111,12 +108,3 @@ def _init_process_group(device: torch.device, world_size: int, timeout_seconds: 
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world_size, timeout=timeout)
-
-
-def _quiet_libraries() -> None:
-    """Drop notices that tell a user nothing they can act on; each is explained in docs/decisions.md."""
-    for name in ("megatron", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"megatron\..*")
-    warnings.filterwarnings("ignore", module=r"torch\.distributed\..*")
-    warnings.filterwarnings("ignore", message=r".*(all_gather_into_tensor|reduce_scatter_tensor|_base).*deprecated.*")

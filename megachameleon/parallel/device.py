@@ -12,6 +12,7 @@ This is the only module that replaces attributes of other packages.
 """
 
 import contextlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ def peak_memory(device: torch.device) -> int:
 
 def install(device: torch.device) -> None:
     """Make megatron-core run on `device`. Call once, before anything else of megatron-core is used."""
+    quiet_libraries()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif not isinstance(_active_mode(), _CudaNamesOnCpu):
@@ -107,8 +109,8 @@ def _lead_cuda_to_cpu() -> None:
     # torch's own version queues the seed until CUDA starts, which it never does.
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
     _CudaNamesOnCpu().__enter__()
-    with quiet_megatron():
-        from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.tensor_parallel import random as megatron_random
+
     tracker = _cpu_tracker_class(megatron_random)
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
@@ -120,6 +122,8 @@ def _cpu_tracker_class(megatron_random: Any) -> type:
     class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):
         """megatron-core's tracker of named random states, over the CPU generator."""
 
+        _current_state_name: str
+
         def add(self, name: str, seed: int) -> None:
             self._is_initialized = True
             self.seeds_.add(seed)
@@ -127,7 +131,7 @@ def _cpu_tracker_class(megatron_random: Any) -> type:
 
         @contextlib.contextmanager
         def fork(self, name: str = megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
-            outer_state, outer_name = torch.get_rng_state(), self._current_state_name
+            outer_state, outer_name = torch.get_rng_state(), str(self._current_state_name)
             if outer_name != "default-rng":
                 self.states_[outer_name] = outer_state
             torch.set_rng_state(self.states_[name])
@@ -142,17 +146,20 @@ def _cpu_tracker_class(megatron_random: Any) -> type:
     return CpuRNGStatesTracker
 
 
-@contextlib.contextmanager
-def quiet_megatron() -> Iterator[None]:
-    """Hide what megatron-core says on import about kernels that are not installed: our own table says it once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def quiet_libraries() -> None:
+    """Drop notices that a user can do nothing about, most of them on kernels that are not installed.
+
+    The table of kernels says once what was chosen; docs/decisions.md lists what is hidden here.
+    """
+    for name in ("megatron", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in (r"megatron\.", r"torch\.distributed\.", r"torch\.jit\."):
+        warnings.filterwarnings("ignore", module=module)
 
 
 def _check_megatron_version() -> None:
-    with quiet_megatron():
-        from megatron.core.package_info import __version__ as version
+    from megatron.core.package_info import __version__ as version
+
     if not version.startswith(SUPPORTED_MEGATRON):
         raise ValueError(
             f"megatron-core: version {version} is installed, this release works with {SUPPORTED_MEGATRON}*; "

@@ -6,7 +6,7 @@ import torch
 
 from megachameleon.config import KernelsConfig, OptimizerConfig, ParallelConfig
 from megachameleon.parallel.context import ParallelContext
-from megachameleon.parallel.device import optimizer_scope, quiet_megatron
+from megachameleon.parallel.device import optimizer_scope
 
 
 def wrap_replicas(model: torch.nn.Module, config: ParallelConfig, context: ParallelContext) -> torch.nn.Module:
@@ -14,13 +14,12 @@ def wrap_replicas(model: torch.nn.Module, config: ParallelConfig, context: Paral
 
     A bf16 model is first wrapped to cast its inputs and outputs, as megatron-core expects.
     """
-    with quiet_megatron():
-        from megatron.core.distributed import (
-            DistributedDataParallel,
-            DistributedDataParallelConfig,
-            finalize_model_grads,
-        )
-        from megatron.core.transformer.module import Float16Module
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.transformer.module import Float16Module
 
     transformer_config: Any = model.config
     replica_config = DistributedDataParallelConfig(
@@ -38,9 +37,8 @@ def build_optimizer(
     replica: torch.nn.Module, config: OptimizerConfig, parallel: ParallelConfig, kernels: KernelsConfig
 ) -> Any:
     """megatron-core's optimizer over fp32 master weights. Norms, biases and other vectors are not decayed."""
-    with quiet_megatron():
-        from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-        from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer import get_megatron_optimizer
 
     transformer_config: Any = replica.config
     megatron_config = MegatronOptimizerConfig(
@@ -108,8 +106,8 @@ def _prepare_torch_adamw(part: Any, *, fused: bool) -> None:
     for group in adam.param_groups:
         group["fused"], group["foreach"] = fused, False
     _create_state(part)
-    with quiet_megatron():
-        from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
     if type(part) is DistributedOptimizer:
         part.__class__ = _torch_adamw_distributed_optimizer(DistributedOptimizer)
 

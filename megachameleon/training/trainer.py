@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -161,7 +162,7 @@ def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
     """Replace `auto` by what the hardware multiplies natively."""
     if config.training.precision != "auto":
         return config
-    precision = "bf16" if multiplies_bfloat16(device) else "fp32"
+    precision: Literal["bf16", "fp32"] = "bf16" if multiplies_bfloat16(device) else "fp32"
     return replace(config, training=replace(config.training, precision=precision))
 
 

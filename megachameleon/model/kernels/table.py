@@ -1,12 +1,13 @@
 """Picks a backend for each operation and says which and why."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megachameleon.config import KernelsConfig
+from megachameleon.config.training import Backend
 from megachameleon.model.kernels import native, reference
 
 RMSNorm = Callable[[Tensor, Tensor, float], Tensor]
@@ -32,15 +33,24 @@ class Kernels:
 
 def choose_kernels(config: KernelsConfig) -> Kernels:
     """Resolve `auto`: torch's kernels run everywhere and are never slower than the plain ones."""
-    fields = ("norm", "qk_norm", "attention", "loss", "optimizer")
-    chosen = {name: "torch" if getattr(config, name) == "auto" else getattr(config, name) for name in fields}
+
+    def resolve(backend: Backend) -> Backend:
+        return "torch" if backend == "auto" else backend
+
+    resolved = KernelsConfig(
+        norm=resolve(config.norm),
+        qk_norm=resolve(config.qk_norm),
+        attention=resolve(config.attention),
+        loss=resolve(config.loss),
+        optimizer=resolve(config.optimizer),
+    )
     return Kernels(
-        rms_norm=BACKENDS[chosen["norm"]].rms_norm,
-        qk_layer_norm=BACKENDS[chosen["qk_norm"]].layer_norm,
-        qk_rms_norm=BACKENDS[chosen["qk_norm"]].rms_norm,
-        attention=BACKENDS[chosen["attention"]].attention,
-        cross_entropy=BACKENDS[chosen["loss"]].cross_entropy,
-        resolved=replace(config, **chosen),
+        rms_norm=BACKENDS[resolved.norm].rms_norm,
+        qk_layer_norm=BACKENDS[resolved.qk_norm].layer_norm,
+        qk_rms_norm=BACKENDS[resolved.qk_norm].rms_norm,
+        attention=BACKENDS[resolved.attention].attention,
+        cross_entropy=BACKENDS[resolved.loss].cross_entropy,
+        resolved=resolved,
     )
 
 

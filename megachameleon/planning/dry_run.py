@@ -1,0 +1,138 @@
+"""A run of any size checked and counted on one machine: every model part is built, on no device, in a fake world."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megachameleon.config import RunConfig
+from megachameleon.parallel.device import install, multiplies_bfloat16, pick_device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageCount:
+    """Parameters of one rank of a pipeline stage; the same on every tensor-parallel rank of it."""
+
+    stage: int
+    layers: int
+    parameters: int
+
+
+def dry_run(config: RunConfig, world_size: int | None) -> str:
+    """Check a configuration for a world and say what it needs, as text.
+
+    Args:
+        world_size: processes to assume; None takes torchrun's, or as few as the layout allows.
+
+    Raises:
+        ValueError: whatever would stop the real run.
+    """
+    start = time.perf_counter()
+    world = world_size or max(int(os.environ.get("WORLD_SIZE", "1")), config.parallel.model_parallel)
+    config.validate_world(world)
+    install(pick_device())
+    data = _describe_data(config)
+    stages = count_stages(config, world)
+    lines = [*_describe_run(config, world), *_describe_stages(config, world, stages), *data]
+    return "\n".join(
+        [*lines, f"checked in       {time.perf_counter() - start:.1f} s; nothing was allocated or trained"]
+    )
+
+
+def count_stages(config: RunConfig, world_size: int) -> list[StageCount]:
+    """Build each pipeline stage without memory and count its parameters."""
+    ranks_per_stage = world_size // config.parallel.pipeline_parallel
+    return [
+        _count_stage(config, world_size, stage, stage * ranks_per_stage)
+        for stage in range(config.parallel.pipeline_parallel)
+    ]
+
+
+def _count_stage(config: RunConfig, world_size: int, stage: int, rank: int) -> StageCount:
+    with _fake_world(config, rank, world_size) as groups:
+        from megachameleon.model.decoder import build_decoder
+        from megachameleon.model.kernels.table import choose_kernels
+
+        dtype = torch.float32 if _precision(config) == "fp32" else torch.bfloat16
+        kernels = choose_kernels(config.kernels)
+        with torch.device("meta"):
+            model = build_decoder(config.model, config.parallel, kernels, groups, dtype=dtype, seed=None)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return StageCount(stage=stage, layers=len(model.decoder.layers), parameters=parameters)
+
+
+@contextmanager
+def _fake_world(config: RunConfig, rank: int, world_size: int) -> Iterator[Any]:
+    """Be `rank` of a world that does not exist: torch's fake backend, whose collectives do nothing."""
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.parallel.tensor_parallel,
+            pipeline_model_parallel_size=config.parallel.pipeline_parallel,
+            create_gloo_process_groups=False,
+        )
+        yield ProcessGroupCollection.use_mpu_process_groups()
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def _precision(config: RunConfig) -> str:
+    if config.training.precision != "auto":
+        return config.training.precision
+    return "bf16" if multiplies_bfloat16(pick_device()) else "fp32"
+
+
+def _describe_run(config: RunConfig, world: int) -> list[str]:
+    parallel, training = config.parallel, config.training
+    data_parallel = parallel.data_parallel(world)
+    tokens = training.global_batch_size * config.data.sequence_length
+    return [
+        f"parameters       {config.model.num_parameters:,}",
+        f"processes        {world:,}: tensor {parallel.tensor_parallel} x pipeline {parallel.pipeline_parallel} "
+        f"x data {data_parallel}",
+        f"global batch     {training.global_batch_size:,} samples = {tokens:,} tokens: "
+        f"{training.num_micro_batches(data_parallel)} micro-batches of {training.micro_batch_size} on each rank",
+        f"run              {training.num_steps:,} steps = {tokens * training.num_steps:,} tokens",
+        f"precision        {_precision(config)}",
+    ]
+
+
+def _describe_stages(config: RunConfig, world: int, stages: list[StageCount]) -> list[str]:
+    data_parallel = config.parallel.data_parallel(world)
+    shards = data_parallel if config.parallel.distributed_optimizer else 1
+    fp32 = _precision(config) == "fp32"
+    lines = []
+    for stage in stages:
+        moments, master = 8 / shards, 0 if fp32 else 4 / shards
+        size = stage.parameters * ((4 if fp32 else 2) + 4 + master + moments)
+        lines.append(
+            f"stage {stage.stage:<10} {stage.layers} layers, {stage.parameters:,} parameters a rank, "
+            f"{size / 1e9:,.2f} GB of weights, gradients and optimizer (activations come on top)"
+        )
+    return lines
+
+
+def _describe_data(config: RunConfig) -> list[str]:
+    if not config.data.train:
+        return ["data             none configured: data.train, data.stages and data.tokenizer are needed to train"]
+    from megachameleon.training.batches import open_data
+    from megachameleon.training.trainer import require_vocabulary_size
+
+    data = open_data(config.data, config.training)
+    require_vocabulary_size(config, data.vocabulary.size)
+    drawn = data.train.blend.drawn_before(config.training.num_steps * config.training.global_batch_size)
+    return [
+        f"data             {name}: {packed.dataset.num_tokens:,} tokens in {len(packed):,} samples "
+        f"({packed.fill_rate:.1%} filled), {drawn[name] / len(packed):.2f} epochs"
+        for name, packed in data.train.datasets.items()
+    ]

@@ -1,0 +1,49 @@
+"""The whole model put together from the parts that ranks hold, for comparison between layouts."""
+
+import torch
+import torch.distributed as dist
+
+from megachameleon.checkpoint.state import unwrap
+from megachameleon.model.initialization import global_names
+
+
+def gather(model, context, *, gradients):
+    """Whole parameters or gradients by global name, on every rank. Replicas over tensor ranks must agree."""
+    mine = {}
+    for name, parameter in global_names(unwrap(model)):
+        tensor = parameter.main_grad if gradients else parameter
+        dim = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        mine[name] = (tensor.detach().float().clone(), dim)
+    ranks = [None] * context.world_size
+    dist.all_gather_object(ranks, (context.tensor_rank, context.pipeline_rank, context.data_rank, mine))
+    whole = {}
+    for stage in range(context.config.pipeline_parallel):
+        rows = sorted((row for row in ranks if row[1] == stage and row[2] == 0), key=lambda row: row[0])
+        for name, (_, dim) in rows[0][3].items():
+            whole[name] = join([row[3][name][0] for row in rows], name, dim)
+    return whole
+
+
+def join(parts, name, dim):
+    if dim is None or len(parts) == 1:
+        for part in parts[1:]:
+            torch.testing.assert_close(part, parts[0], rtol=1e-5, atol=1e-7, msg=f"{name} differs between replicas")
+        return parts[0]
+    if "linear_fc1" in name:
+        halves = [part.chunk(2, dim) for part in parts]
+        return torch.cat([half[0] for half in halves] + [half[1] for half in halves], dim)
+    return torch.cat(parts, dim)
+
+
+def relative_errors(got, expected):
+    """Relative L2 error of each tensor."""
+    assert got.keys() == expected.keys()
+    return {
+        name: float((got[name] - expected[name]).norm() / expected[name].norm().clamp_min(1e-12)) for name in expected
+    }
+
+
+def overall_error(got, expected):
+    """Relative L2 error over all tensors taken as one vector."""
+    difference = sum(float((got[name] - expected[name]).square().sum()) for name in expected)
+    return (difference / sum(float(tensor.square().sum()) for tensor in expected.values())) ** 0.5
