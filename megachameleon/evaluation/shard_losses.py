@@ -1,0 +1,50 @@
+"""Losses by modality on shards, by the pass that also validates during training."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from megachameleon.config import RunConfig
+from megachameleon.data.blending import FirstSamples
+from megachameleon.data.packing import PackedDataset
+from megachameleon.data.shards import Dataset
+from megachameleon.parallel.context import ParallelContext
+from megachameleon.tokens.vocabulary import Vocabulary
+
+
+def open_samples(
+    data: Mapping[str, Path], config: RunConfig, vocabulary: Vocabulary, max_samples: int | None
+) -> dict[str, FirstSamples]:
+    """Open datasets and pack their documents as in training.
+
+    Args:
+        data: folder of shards by the name to report.
+        max_samples: samples of each dataset, the first ones; None takes all.
+
+    Raises:
+        ValueError: a folder without complete shards, or shards of another vocabulary.
+    """
+    samples = {}
+    for name, path in data.items():
+        dataset = Dataset.open(path)
+        vocabulary.require_same(dataset.vocabulary, "the checkpoint", f"dataset {name} ({path})")
+        samples[name] = FirstSamples(PackedDataset(dataset, config.data.sequence_length, seed=0), max_samples)
+    return samples
+
+
+def shard_losses(
+    model: Any,
+    samples: Mapping[str, FirstSamples],
+    config: RunConfig,
+    context: ParallelContext,
+    *,
+    micro_batch_size: int,
+) -> dict[str, dict[str, float]]:
+    """Mean losses in nats per token by dataset, the same on every process; the fields are those of `LossReport`."""
+    from megachameleon.training.step import validate
+
+    config = replace(config, training=replace(config.training, micro_batch_size=micro_batch_size))
+    reports = {name: asdict(validate(model, chosen, config, context)) for name, chosen in samples.items()}
+    model.eval()
+    return reports
