@@ -21,9 +21,9 @@ def stripes(n=48):
 
 
 def test_training_learns_to_reconstruct():
-    trainer = Trainer(SHAPE, TrainingConfig(steps=60, batch_size=16, num_codes=64, learning_rate=0.08), CPU)
+    trainer = Trainer(SHAPE, TrainingConfig(steps=150, batch_size=16, num_codes=64, learning_rate=0.08), CPU)
     pictures = stripes()
-    losses = [float(trainer.step(step, pictures)["loss"]) for step in range(60)]
+    losses = [float(trainer.step(step, pictures)["loss"]) for step in range(150)]
     assert losses[-1] < 0.5 * losses[0]
     reconstructed, counts = trainer.reconstruct(pictures)
     mean = pictures.float().mean((0, 2, 3), keepdim=True).expand(pictures.shape)

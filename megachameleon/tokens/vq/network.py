@@ -7,7 +7,6 @@ channels and the last one unfolds them. That makes a training step cheap enough 
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,7 +69,6 @@ class PatchAutoencoder(nn.Module):
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * fine, coarse, 1),
             *[ResidualBlock(coarse) for _ in range(config.encoder_blocks)],
-            ChannelNorm(coarse),
             nn.Conv2d(coarse, config.code_dim, 1),
         )
         self.decoder = nn.Sequential(
@@ -79,7 +77,6 @@ class PatchAutoencoder(nn.Module):
             nn.Conv2d(coarse, 4 * fine, 1),
             nn.PixelShuffle(2),
             *[ResidualBlock(fine) for _ in range(config.decoder_blocks)],
-            ChannelNorm(fine),
             nn.SiLU(),
             nn.Conv2d(fine, pixels, 3, padding=1),
             nn.PixelShuffle(config.fold),
@@ -95,26 +92,14 @@ class PatchAutoencoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(norm(x)))), the identity at first."""
+    """x + conv(silu(conv(x))), the identity at first; that, with Muon, makes norms unnecessary."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = ChannelNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(self.norm(x))))
-
-
-class ChannelNorm(nn.Module):
-    """RMS norm over the channels of each position: needs no statistics of the batch or of the picture."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-5).to(x.dtype) * self.weight
+        return x + self.conv2(F.silu(self.conv1(x)))
