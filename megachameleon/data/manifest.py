@@ -43,7 +43,11 @@ class ShardManifest:
     inputs: tuple[FileRecord, ...] = ()
     """The raw files that the documents came from."""
     quarantined: dict[str, int] = field(default_factory=dict)
-    """Records set aside, by reason."""
+    """Damaged records set aside, by file."""
+    filtered: int = 0
+    """Good records left out by choice, such as pictures without a caption in the chosen languages."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """How records became documents."""
 
     @property
     def num_text_tokens(self) -> int:

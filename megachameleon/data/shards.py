@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from megachameleon.data.manifest import DATA_SUFFIXES, FileRecord, ShardManifest, is_shard_manifest
+from megachameleon.data.plan import PLAN_FILE, planned_units
 from megachameleon.data.shard_format import read_idx, read_spans, write_idx, write_spans
 from megachameleon.files import read_json, sha256_of, sync_directory
 from megachameleon.tokens.vocabulary import Vocabulary
@@ -114,12 +115,17 @@ class ShardWriter:
         self._span_counts.append(len(spans))
         self._spans.append(spans)
 
-    def commit(self, *, inputs: Iterable[FileRecord] = (), quarantined: dict[str, int] | None = None) -> ShardManifest:
+    def commit(
+        self,
+        *,
+        inputs: Iterable[FileRecord] = (),
+        quarantined: dict[str, int] | None = None,
+        filtered: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> ShardManifest:
         """Flush, rename into place and write the manifest; a shard of this name from before is replaced.
 
-        Args:
-            inputs: the raw files that the documents came from.
-            quarantined: records set aside, by reason.
+        Args: the fields of `ShardManifest` that the writer cannot know.
         """
         lengths = np.array(self._lengths, dtype=np.int64)
         spans = np.concatenate(self._spans) if self._spans else np.empty((0, 2), dtype=np.int32)
@@ -144,6 +150,8 @@ class ShardWriter:
             files={suffix: self._record(suffix) for suffix in DATA_SUFFIXES},
             inputs=tuple(inputs),
             quarantined=dict(quarantined or {}),
+            filtered=filtered,
+            options=dict(options or {}),
         )
         self._publish(manifest)
         return manifest
@@ -327,6 +335,8 @@ class Dataset:
 
 def _shard_prefixes(path: Path) -> list[Path]:
     """The shards that `path` names: all finished ones of a folder, or the one."""
+    if (path / PLAN_FILE).exists():
+        return _planned_prefixes(path)
     if not path.is_dir():
         prefix = path.with_name(path.name.removesuffix(path.suffix)) if path.suffix in _SHARD_SUFFIXES else path
         if not any(shard_file(prefix, suffix).exists() for suffix in _SHARD_SUFFIXES):
@@ -342,6 +352,18 @@ def _shard_prefixes(path: Path) -> list[Path]:
         remedy = f"{unfinished} unfinished ones without a manifest are there; " if unfinished else ""
         raise ValueError(f"{path}: no finished shards in this folder; {remedy}run preprocess_data.py (again)")
     return finished
+
+
+def _planned_prefixes(folder: Path) -> list[Path]:
+    """The shards of all units of the folder's plan, none of which may be missing."""
+    prefixes = [folder / name for name in planned_units(folder)]
+    missing = [prefix.name for prefix in prefixes if not shard_file(prefix, ".json").exists()]
+    if missing:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(prefixes)} planned units are not finished ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}); run preprocess_data.py again, or name the finished shards"
+        )
+    return prefixes
 
 
 _SHARD_SUFFIXES = (*DATA_SUFFIXES, ".json")

@@ -1,0 +1,90 @@
+"""Records into documents, and documents into ids: bos, text and pictures in order, eos."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from megachameleon.data.records import Caption, CaptionedRecord, PictureSegment, Record, Segment, TextSegment
+from megachameleon.tokens.text import TextTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentOptions:
+    """How records become documents."""
+
+    picture_first: float = 0.5
+    """Share of captioned pictures that stand before their caption."""
+    captions: str = "all"
+    """"all": a document for each caption; "first": only for the first one."""
+    languages: tuple[str, ...] = ()
+    """Captions to keep, by language; those without a language always stay. Empty keeps all."""
+    seed: int = 0
+    """Decides, with the content, what stands first."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "languages", tuple(self.languages))
+        if not 0 <= self.picture_first <= 1:
+            raise ValueError(f"picture_first={self.picture_first}: must lie between 0 and 1")
+        if self.captions not in ("all", "first"):
+            raise ValueError(f"captions={self.captions!r}: must be all or first")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Text and pictures in the order in which the model sees them."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def pictures(self) -> list[PictureSegment]:
+        """The pictures in order."""
+        return [segment for segment in self.segments if isinstance(segment, PictureSegment)]
+
+
+def documents_of(record: Record, options: DocumentOptions) -> list[Document]:
+    """The documents that a record becomes: one, or one for each caption; none if its languages are not wanted."""
+    if not isinstance(record, CaptionedRecord):
+        return [Document(record.segments)]
+    captions = [caption for caption in record.captions if _wanted(caption, options)]
+    if options.captions == "first":
+        captions = captions[:1]
+    digest = content_hash(record.picture)
+    documents = []
+    for caption in captions:
+        text = TextSegment(caption.text)
+        first = _share(options.seed, digest, caption.text) < options.picture_first
+        documents.append(Document((record.picture, text) if first else (text, record.picture)))
+    return documents
+
+
+def encode_document(document: Document, tokenizer: TextTokenizer, codes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A document's ids, int64 [length], bos and eos included.
+
+    Args:
+        codes: picture codes [codes_per_image] by `content_hash`.
+    """
+    vocabulary = tokenizer.vocabulary
+    parts: list[np.ndarray] = [np.array([vocabulary.bos])]
+    for segment in document.segments:
+        if isinstance(segment, TextSegment):
+            parts.append(np.array(tokenizer.encode(segment.text), dtype=np.int64))
+        else:
+            parts.append(vocabulary.encode_image(codes[content_hash(segment)]))
+    return np.concatenate([*parts, [vocabulary.eos]])
+
+
+def content_hash(picture: PictureSegment) -> str:
+    """The SHA-256 of a picture's encoded bytes, in hexadecimal."""
+    return hashlib.sha256(picture.data).hexdigest()
+
+
+def _wanted(caption: Caption, options: DocumentOptions) -> bool:
+    return not options.languages or caption.language is None or caption.language in options.languages
+
+
+def _share(seed: int, *content: str) -> float:
+    """A number in [0, 1) that content and seed decide."""
+    digest = hashlib.sha256("\0".join([str(seed), *content]).encode()).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64

@@ -1,0 +1,142 @@
+"""Running the units of a plan, here or in several processes, and saying where they stand."""
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from megachameleon.console import ProgressTask, progress_bar
+from megachameleon.data.manifest import ShardManifest
+from megachameleon.data.plan import Plan, Unit
+from megachameleon.data.preprocessing import RunOptions, require_room, run_unit, unit_problem
+from megachameleon.data.shards import ShardReader, ShardWriter
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """Where a unit stands."""
+
+    unit: Unit
+    problem: str | None
+    """Why it still has to be run; None when it is finished."""
+    manifest: ShardManifest | None
+    """Its manifest when it is finished."""
+
+
+def unit_states(folder: Path) -> list[UnitState]:
+    """Where each unit of a planned folder stands.
+
+    Raises:
+        ValueError: there is no plan, or a damaged one.
+    """
+    plan = Plan.load(folder)
+    states = []
+    for unit in plan.units:
+        problem = unit_problem(plan, folder, unit)
+        manifest = None if problem else ShardReader(folder / unit.name).manifest
+        states.append(UnitState(unit, problem, manifest))
+    return states
+
+
+def run_units(folder: Path, options: RunOptions, *, number: int | None = None, workers: int = 1) -> list[UnitState]:
+    """Run all units that are not finished, or one; finished ones are left as they are.
+
+    Args:
+        number: of the one unit to run, counted from 0.
+        workers: processes; the result does not depend on it.
+
+    Returns:
+        All units' states afterwards.
+
+    Raises:
+        ValueError: no plan, no such unit, too little disk, or a unit failed; the others' shards stay.
+        RuntimeError: a process died.
+    """
+    plan = Plan.load(folder)
+    if number is not None and not 0 <= number < len(plan.units):
+        raise ValueError(f"--unit {number}: the plan in {folder} has units 0..{len(plan.units) - 1}")
+    chosen = plan.units if number is None else (plan.units[number],)
+    units = [unit for unit in chosen if unit_problem(plan, folder, unit) is not None]
+    require_room(plan, folder, units)
+    total = sum(unit.bytes for unit in chosen)
+    done = total - sum(unit.bytes for unit in units)
+    with progress_bar("preprocessing (bytes)", total, done=done) as bar:
+        if workers == 1 or len(units) <= 1:
+            for unit in units:
+                bar.note(unit.name)
+                run_unit(plan, folder, unit, options, bar.advance)
+        else:
+            _run_in_processes(plan, folder, units, options, workers, bar)
+    return unit_states(folder)
+
+
+def verify_units(folder: Path) -> None:
+    """Read every shard again and compare it with its manifest, its plan and itself.
+
+    Raises:
+        ValueError: a unit is missing or was changed; names the first.
+    """
+    states = unit_states(folder)
+    with progress_bar("verifying", len(states)) as bar:
+        for state in states:
+            if state.problem:
+                raise ValueError(f"{folder / state.unit.name}: {state.problem}; run preprocess_data.py run again")
+            ShardReader(folder / state.unit.name).verify()
+            bar.advance()
+
+
+def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
+    """Write the documents of several shards, in order, as one; for megatron-core without this package.
+
+    Raises:
+        ValueError: `prefix` is one of the shards, or their vocabularies or tokenizers differ.
+    """
+    first = shards[0]
+    if any(shard.prefix.resolve() == prefix.resolve() for shard in shards):
+        raise ValueError(f"{prefix}: is one of the shards to merge; choose another name")
+    for shard in shards[1:]:
+        first.vocabulary.require_same(shard.vocabulary, str(first.prefix), str(shard.prefix))
+        if shard.manifest.tokenizer != first.manifest.tokenizer:
+            raise ValueError(f"{shard.prefix}: made with another tokenizer than {first.prefix}; merge like with like")
+    image_tokenizers = {shard.manifest.image_tokenizer for shard in shards if shard.manifest.image_tokenizer}
+    if len(image_tokenizers) > 1:
+        raise ValueError(
+            f"{prefix}: shards of several image tokenizers {sorted(image_tokenizers)}; merge like with like"
+        )
+    with ShardWriter(
+        prefix,
+        first.vocabulary,
+        tokenizer=first.manifest.tokenizer,
+        image_tokenizer=next(iter(image_tokenizers), None),
+    ) as writer:
+        for shard in shards:
+            for index in range(len(shard)):
+                writer.add(shard.document(index))
+        quarantined = {name: count for shard in shards for name, count in shard.manifest.quarantined.items()}
+        return writer.commit(
+            inputs=[record for shard in shards for record in shard.manifest.inputs],
+            quarantined=quarantined,
+            filtered=sum(shard.manifest.filtered for shard in shards),
+            options=first.manifest.options,
+        )
+
+
+def _run_in_processes(
+    plan: Plan, folder: Path, units: Sequence[Unit], options: RunOptions, workers: int, bar: ProgressTask
+) -> None:
+    # spawn, because forking a process that has started threads of PyTorch may hang
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = {pool.submit(run_unit, plan, folder, unit, options): unit for unit in units}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                bar.advance(jobs[job].bytes)
+        except BrokenProcessPool:
+            raise RuntimeError(
+                "a worker process died (killed, or out of memory?); finished units stay, run again, "
+                "with fewer --workers if memory was short"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

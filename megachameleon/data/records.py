@@ -1,0 +1,117 @@
+"""What raw sources hold: text, captioned pictures and interleaved documents; and records that had to be set aside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TextSegment:
+    """A stretch of text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSegment:
+    """An encoded picture, such as the bytes of a PNG file."""
+
+    data: bytes
+    origin: str
+    """Where it came from, for errors."""
+
+
+Segment = TextSegment | PictureSegment
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One description of a picture."""
+
+    text: str
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsRecord:
+    """Text and pictures in reading order; plain text is one segment."""
+
+    origin: str
+    """File and key or line."""
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedRecord:
+    """A picture with one or more captions."""
+
+    origin: str
+    picture: PictureSegment
+    captions: tuple[Caption, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that cannot become a document."""
+
+    file: str
+    place: str
+    """Key, or line number, or byte offset."""
+    reason: str
+
+
+Record = SegmentsRecord | CaptionedRecord
+
+
+def checked_text(value: Any, what: str) -> str:
+    """A text that is not empty and is valid Unicode.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {type(value).__name__}, not text")
+    if not value.strip():
+        raise ValueError(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid Unicode (lone surrogates)") from None
+    return value
+
+
+def parse_captions(values: dict[str, Any]) -> tuple[Caption, ...]:
+    """The captions of `{"captions": [{"lang", "text"} or text, ...]}` or `{"caption": text}`; () if there are none.
+
+    Raises:
+        ValueError: they have another form.
+    """
+    if "caption" in values:
+        return (Caption(checked_text(values["caption"], "caption")),)
+    entries = values.get("captions", [])
+    if not isinstance(entries, list):
+        raise ValueError("captions is not a list")
+    return tuple(_caption(entry, f"captions[{number}]") for number, entry in enumerate(entries))
+
+
+def _caption(entry: Any, what: str) -> Caption:
+    if isinstance(entry, str):
+        return Caption(checked_text(entry, what))
+    if not isinstance(entry, dict) or not isinstance(entry.get("lang"), str | None):
+        raise ValueError(f'{what} is neither text nor {{"lang": ..., "text": ...}}')
+    return Caption(checked_text(entry.get("text"), f"{what}.text"), entry.get("lang"))
+
+
+def require_segments(entries: Any) -> Sequence[dict[str, Any]]:
+    """The entries of `{"segments": [...]}`, each with exactly one of `text`, `image`, `image_base64`.
+
+    Raises:
+        ValueError: they have another form.
+    """
+    kinds = {"text", "image", "image_base64"}
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("segments is not a list with entries")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or len(kinds & set(entry)) != 1:
+            raise ValueError(f"segments[{number}] needs exactly one of text, image, image_base64")
+    return entries

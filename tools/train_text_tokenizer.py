@@ -1,0 +1,92 @@
+"""Train a text tokenizer and write it with its mixed-modal vocabulary."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from megachameleon.console import progress_bar, run_tool, tool_parser
+
+EXAMPLES = """\
+  # the demo's kind: 4,096 ids in all, of which 512 are codes of pictures of 8 x 8 codes
+  python tools/train_text_tokenizer.py --input raw/ --output tokenizers/text --vocab-size 4096 \\
+      --num-codes 512 --grid 8x8
+  # Chameleon's layout: 65,536 ids, of which 8,192 are picture codes and 49,152 text
+  python tools/train_text_tokenizer.py --input text.jsonl pairs.tar --output tokenizers/text --layout chameleon
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = tool_parser(__doc__ or "", EXAMPLES)
+    add = parser.add_argument
+    add("--input", nargs="+", type=Path, required=True, help=".txt, .jsonl(.gz), .tar(.gz) files, or folders of them")
+    add("--output", type=Path, required=True, help="folder for text.model, vocabulary.json and tokenizer.json")
+    layout = parser.add_mutually_exclusive_group(required=True)
+    layout.add_argument("--layout", choices=["chameleon"], help="a published layout")
+    layout.add_argument(
+        "--vocab-size",
+        type=int,
+        help="ids in all: text, picture codes and control ids; rounded up to a multiple of 64",
+    )
+    add("--num-codes", type=int, default=8192, help="picture codes, with --vocab-size (default %(default)s)")
+    add("--grid", type=_grid, default=(32, 32), help="rows x columns of codes in a picture (default 32x32)")
+    add("--max-megabytes", type=float, default=200.0, help="text to train on; more is sampled (default %(default)s)")
+    add("--character-coverage", type=float, default=0.9999, help="other characters become bytes (default %(default)s)")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Sample the inputs' text, train, and write the folder."""
+    from megachameleon.data.sources import find_sources
+    from megachameleon.tokens.text_training import sample_texts, train_text_tokenizer
+    from megachameleon.tokens.vocabulary import Vocabulary
+
+    if arguments.layout == "chameleon":
+        vocabulary = Vocabulary()
+    else:
+        fixed = Vocabulary.compact(num_text_ids=64, num_image_codes=arguments.num_codes, image_grid=arguments.grid)
+        vocabulary = Vocabulary.compact(
+            num_text_ids=max(1, arguments.vocab_size - fixed.text_start),
+            num_image_codes=arguments.num_codes,
+            image_grid=arguments.grid,
+        )
+    texts = sample_texts(_texts(find_sources(arguments.input)), int(arguments.max_megabytes * 1e6))
+    with progress_bar("training the text tokenizer", None) as bar:
+        bar.note(f"{sum(map(len, texts)) / 1e6:.1f} M characters")
+        tokenizer = train_text_tokenizer(
+            texts, vocabulary, arguments.output, character_coverage=arguments.character_coverage
+        )
+    sample = texts[:2000]
+    rate = sum(len(text.encode()) for text in sample) / max(1, sum(len(tokenizer.encode(text)) for text in sample))
+    print(
+        f"{arguments.output}: {vocabulary.size:,} ids, {vocabulary.num_text_ids:,} of them text; {rate:.2f} bytes an id"
+    )
+
+
+def _texts(paths: list[Path]) -> Iterator[str]:
+    from megachameleon.data.records import BadRecord
+    from megachameleon.data.sources import read_source, texts_of
+
+    bad = 0
+    with progress_bar("reading text", sum(path.stat().st_size for path in paths)) as bar:
+        for path in paths:
+            for record in read_source(path):
+                if isinstance(record, BadRecord):
+                    bad += 1
+                else:
+                    yield from texts_of(record)
+            bar.advance(path.stat().st_size)
+    if bad:
+        print(f"{bad} damaged records were left out", file=sys.stderr)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxCOLUMNS, such as 32x32")
+    return int(rows), int(columns)
+
+
+if __name__ == "__main__":
+    run_tool(main, parser())
