@@ -4,8 +4,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megachameleon.console import progress_bar, run_tool, tool_parser
+
+if TYPE_CHECKING:
+    from megachameleon.generation.prompts import Prompt
+    from megachameleon.generation.settings import GenerationSettings
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -53,7 +58,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output / 'index.html'}", file=sys.stderr)
 
 
-def _settings(arguments: argparse.Namespace) -> "GenerationSettings":  # type: ignore[name-defined]  # noqa: F821
+def _settings(arguments: argparse.Namespace) -> "GenerationSettings":
     from megachameleon.generation.sampling import SamplingSettings
     from megachameleon.generation.settings import GenerationSettings
 
@@ -85,7 +90,7 @@ def _settings(arguments: argparse.Namespace) -> "GenerationSettings":  # type: i
     )
 
 
-def _prompts(arguments: argparse.Namespace) -> "list[Prompt]":  # type: ignore[name-defined]  # noqa: F821
+def _prompts(arguments: argparse.Namespace) -> "list[Prompt]":
     from megachameleon.generation.prompts import Prompt, read_prompts
 
     if arguments.prompts is not None and arguments.segments:

@@ -1,14 +1,11 @@
 """Steppers on the real decoder: cached = uncached, any layout = one process, and training is left as it was."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from megachameleon.config import KernelsConfig, ModelConfig, ParallelConfig
 from megachameleon.generation.engine import generate
+from megachameleon.generation.replicas import generate_shared
 from megachameleon.generation.sampling import SamplingSettings
 from megachameleon.generation.settings import GenerationSettings
 from megachameleon.model.kernels.table import choose_kernels
@@ -29,6 +26,7 @@ MODEL = ModelConfig(
 LAYOUTS = (
     ParallelConfig(tensor_parallel=2, sequence_parallel=True),
     ParallelConfig(pipeline_parallel=2),
+    ParallelConfig(tensor_parallel=2, pipeline_parallel=2),
 )
 
 
@@ -100,31 +98,38 @@ def test_training_goes_on_as_before(one_process):
     model(tokens, tokens, torch.zeros_like(tokens, dtype=torch.int32), labels=tokens).sum().backward()
 
 
-def run_layouts(rank, port, folder):
+def run_layout(layout):
     from megachameleon.generation.model_steppers import CachedStepper, UncachedStepper
 
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    for number, layout in enumerate(LAYOUTS):
-        os.environ["MASTER_PORT"] = str(port + number)
-        with parallel_context(layout) as context:
-            model = build(context)
-            cached = CachedStepper(model, 64)
-            result = {"cached": read(cached), "uncached": read(UncachedStepper(model, 64)), "ids": write(cached)}
-            assert model.config.sequence_parallel == layout.sequence_parallel
-            torch.save(result, folder / f"{number}-{rank}.pt")
+    with parallel_context(layout) as context:
+        model = build(context)
+        cached = CachedStepper(model, 64)
+        logits, plain, ids = read(cached), read(UncachedStepper(model, 64)), write(cached)
+        assert model.config.sequence_parallel == layout.sequence_parallel
+        return logits.numpy(), plain.numpy(), ids
 
 
-def test_every_layout_gives_the_logits_and_ids_of_one_process(one_process, tmp_path):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["TP2-SP", "PP2", "TP2-PP2"])
+def test_every_layout_gives_the_logits_and_ids_of_one_process(one_process, workers, layout):
     _, cached, _ = one_process
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(run_layouts, (port, tmp_path), nprocs=2)
-    expected, ids = read(cached), write(cached)
-    for number in range(len(LAYOUTS)):
-        for rank in range(2):
-            result = torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True)
-            torch.testing.assert_close(result["cached"], expected, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(result["uncached"], expected, atol=1e-5, rtol=1e-5)
-            assert result["ids"] == ids
+    expected, expected_ids = read(cached), write(cached)
+    for logits, plain, ids in workers.run(layout.model_parallel, run_layout, layout):
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(plain), expected, atol=1e-5, rtol=1e-5)
+        assert ids == expected_ids
+
+
+def share(prompts):
+    from megachameleon.generation.model_steppers import CachedStepper
+
+    with parallel_context(ParallelConfig()) as context:
+        hot = SamplingSettings(temperature=1.5, top_p=1.0)
+        settings = GenerationSettings(text=hot, image=hot, guidance=2.0, max_new_tokens=30)
+        stepper = CachedStepper(build(context), 64)
+        return generate_shared(stepper, VOCABULARY, prompts, settings, replicas=context.groups.dp)
+
+
+def test_replicas_share_the_prompts_and_all_get_the_results(workers):
+    prompts = [[VOCABULARY.bos, 40 + i] for i in range(5)]
+    [alone] = workers.run(1, share, prompts)
+    assert workers.run(2, share, prompts) == [alone, alone]

@@ -1,0 +1,188 @@
+"""tools/generate.py and tools/evaluate.py from a checkpoint on disk to their files."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megachameleon.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megachameleon.data.shards import ShardWriter
+from megachameleon.parallel.context import parallel_context
+from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.text_training import train_text_tokenizer
+from megachameleon.tokens.vocabulary import Vocabulary
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def call(name, *arguments):
+    """Run a tool's main in this process."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.main(tool.build_parser().parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with tokenizers, a gallery, shards, prompts and a checkpoint of an untrained model."""
+    root = tmp_path_factory.mktemp("run")
+    text = train_text_tokenizer(
+        ["red heart, sun, dog face " * 20],
+        Vocabulary.compact(num_text_ids=297, num_image_codes=16, image_grid=(2, 2)),
+        root / "tokenizer",
+    )
+    _write_image_tokenizer(root / "image_tokenizer")
+    _write_gallery(root)
+    _write_shards(root / "shards", text)
+    _write_checkpoint(root, text.vocabulary)
+    return root
+
+
+def _write_image_tokenizer(folder):
+    from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
+    from megachameleon.tokens.vq.quantizer import Codebook
+    from megachameleon.tokens.vq.tokenizer import save_image_tokenizer
+
+    torch.manual_seed(0)
+    config = PatchConfig(image_size=8, grid=2, code_dim=4, fine_channels=8, coarse_channels=8)
+    codebook = Codebook(16, 4)
+    codebook.codes.normal_()
+    save_image_tokenizer(folder, config, PatchAutoencoder(config), codebook, {})
+
+
+def _write_gallery(root):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    (root / "gallery").mkdir()
+    rows = []
+    for key, picture, name in zip("abc", pixels, ("red heart", "sun", "dog face"), strict=True):
+        Image.fromarray(picture).save(root / "gallery" / f"{key}.png")
+        rows.append({"text": name, "key": key, "kind": "held-out tone" if key == "c" else "seen", "lang": "en"})
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_shards(folder, text):
+    vocabulary = text.vocabulary
+    with ShardWriter(folder / "x", vocabulary, tokenizer=text.fingerprint) as writer:
+        for word in ("red heart", "sun"):
+            picture = vocabulary.encode_image([1, 2, 3, 4])
+            writer.add([vocabulary.bos, *text.encode(word), *picture, vocabulary.eos])
+        writer.commit()
+
+
+def _write_checkpoint(root, vocabulary):
+    from megachameleon.checkpoint.saving import save_checkpoint
+    from megachameleon.config import KernelsConfig
+    from megachameleon.model.decoder import build_decoder
+    from megachameleon.model.kernels.table import choose_kernels
+
+    model = ModelConfig(
+        vocab_size=vocabulary.size,
+        num_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_query_groups=2,
+        ffn_hidden_size=16,
+        context_length=48,
+    )
+    config = RunConfig(
+        model=model,
+        data=DataConfig(
+            tokenizer=str(root / "tokenizer"), image_tokenizer=str(root / "image_tokenizer"), sequence_length=32
+        ),
+        training=TrainingConfig(num_steps=9_999, global_batch_size=1, micro_batch_size=1, precision="fp32"),
+    )
+    with parallel_context(ParallelConfig()) as context:
+        kernels = choose_kernels(KernelsConfig())
+        decoder = build_decoder(model, config.parallel, kernels, context.groups, dtype=torch.float32, seed=0)
+        position = {"step": 7, "consumed_samples": 7, "data_fingerprint": "x"}
+        save_checkpoint(root / "checkpoints", decoder, None, config, vocabulary, context, **position)
+
+
+def test_generate_draws_and_writes(run, tmp_path, capsys):
+    heart = run / "gallery" / "a.png"
+    call("generate", run, "--prompt", "a <b>", "--image", heart, "--samples", 2, "--output", tmp_path / "both")
+    rows = [json.loads(line) for line in (tmp_path / "both" / "results.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [[{"text": "a <b>"}, {"image": str(heart)}]] * 2
+    assert rows[0]["segments"] != rows[1]["segments"]
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert "a &lt;b&gt;" in page
+    for row in rows:
+        for name in row["pictures"]:
+            assert Image.open(tmp_path / "both" / name).size == (8, 8)
+            assert name in page
+    assert capsys.readouterr().out.startswith("[0] ")
+
+
+def test_generate_modalities(run, tmp_path):
+    call("generate", run, "--prompts", run / "prompts.jsonl", "--modality", "image", "--output", tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["pictures"] for row in rows] == [["000-0.png"], ["001-0.png"], ["002-0.png"]]
+    call("generate", run, "--prompt", "sun", "--modality", "text", "--max-new-tokens", 5, "--output", tmp_path / "t")
+    [row] = [json.loads(line) for line in (tmp_path / "t" / "results.jsonl").read_text().splitlines()]
+    assert row["pictures"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "sun", "--tokenizer", "nowhere"], "nowhere: no such tokenizer folder"),
+        (["--prompt", "sun", "--image-tokenizer", "nowhere"], "nowhere: no such image tokenizer folder"),
+        (["--image", "nowhere.png"], "nowhere.png: no such picture"),
+        (["--prompt", "0123456789" * 5], "--prompt: 51 ids leave no room for 1 more in the model's context of 48"),
+        (["--temperature", "0"], "temperature=0.0 must be positive"),
+        (["--prompt", "sun", "--prompts", "x.jsonl"], "--prompts: give either"),
+        (["--prompt", "sun", "--tensor-parallel", "3"], "parallel.tensor_parallel: 3 does not divide"),
+        (["--prompt", "sun", "--tensor-parallel", "2"], "does not divide the 1 processes"),
+    ],
+)
+def test_generate_refuses(run, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        call("generate", run, *arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_refuses_other_checkpoints_and_vocabularies(run, tmp_path):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        call("generate", tmp_path, "--prompt", "sun", "--output", tmp_path / "out")
+    other = tmp_path / "tokenizer"
+    shutil.copytree(run / "tokenizer", other)
+    compact = {"num_image_codes": 16, "image_grid": (1, 4)}
+    Vocabulary.compact(num_text_ids=TextTokenizer.load(other).vocabulary.num_text_ids, **compact).save(other)
+    with pytest.raises(ValueError, match="image_grid"):
+        call("generate", run, "--prompt", "sun", "--tokenizer", other, "--output", tmp_path / "out")
+
+
+def test_evaluate_retrieval(run, tmp_path, capsys):
+    arguments = (run, "--prompts", run / "prompts.jsonl", "--gallery", run / "gallery")
+    for name in ("first", "second"):
+        call("evaluate", "retrieval", *arguments, "--output", tmp_path / name)
+    report = json.loads((tmp_path / "first" / "retrieval.json").read_text())
+    assert [group["name"] for group in report["groups"]] == ["seen", "held-out tone", "all"]
+    assert report["groups"][0]["chance"] == pytest.approx(1 / 3)
+    assert report == json.loads((tmp_path / "second" / "retrieval.json").read_text())
+    assert Image.open(tmp_path / "first" / "drawings.png").size == (3 * 12 + 4, 16)
+    assert "ceiling" in capsys.readouterr().out
+
+
+def test_evaluate_captions(run, tmp_path):
+    arguments = (run, "--prompts", run / "prompts.jsonl", "--gallery", run / "gallery", "--limit", 2)
+    call("evaluate", "captions", *arguments, "--max-new-tokens", 3, "--output", tmp_path)
+    report = json.loads((tmp_path / "captions.json").read_text())
+    assert report["prompts"] == 2
+    assert 0 <= report["groups"][0]["nearest_name"] <= 1
+
+
+def test_evaluate_loss(run, tmp_path):
+    call("evaluate", "loss", run, "--data", f"all={run / 'shards'}", "--output", tmp_path)
+    losses = json.loads((tmp_path / "losses.json").read_text())["losses"]["all"]
+    vocabulary = Vocabulary.load(run / "tokenizer")
+    assert losses["loss_text"] == pytest.approx(np.log(vocabulary.size), rel=0.05)
+    assert losses["num_image_tokens"] == 2 * 4
+    with pytest.raises(ValueError, match="not NAME=PATH"):
+        call("evaluate", "loss", run, "--data", "shards", "--output", tmp_path)
