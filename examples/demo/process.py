@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -25,13 +26,13 @@ class Outcome:
     interrupted: bool = False
 
 
-def run_command(command: Sequence[str], environment: Mapping[str, str]) -> Outcome:
-    """Run `command` on this terminal, so that its progress bars show, and wait for it.
+def run_command(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Outcome:
+    """Run `command` in `folder` on this terminal, so that its progress bars show, and wait for it.
 
     An interruption reaches the command too; it gets time to end, and is then killed with its children.
     """
     started = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, **environment})
+    process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=folder)
     sampler = MemorySampler(process.pid)
     sampler.start()
     interrupted = False

@@ -65,7 +65,7 @@ def gather(run: RunFolder) -> dict[str, Any]:
         "layouts": report_metrics.layout_table(run.layouts),
         "shards": report_metrics.shard_table(run.shards),
         "stages": report_metrics.stage_rows(run.stages_json),
-        "retrieval": report_metrics.retrieval_rows(run.evaluation),
+        "retrieval": report_metrics.retrieval_table(run.evaluation),
         "versions": versions(),
         "machine": machine(),
         "run": run.root,

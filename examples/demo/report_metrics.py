@@ -131,6 +131,11 @@ def shard_table(folder: Path) -> list[dict[str, Any]]:
     return [{"name": name, **row} for name, row in table.items()]
 
 
-def retrieval_rows(folder: Path) -> list[dict[str, Any]]:
+def retrieval_table(folder: Path) -> dict[str, Any] | None:
     """For each kind of caption, how often the nearest real picture to the drawing is the prompted one."""
-    return list((read_optional(folder / "retrieval.json") or {}).get("groups", []))
+    report = read_optional(folder / "retrieval.json")
+    if report is None:
+        return None
+    ceilings = {row["name"]: row["top1"] for row in report.get("ceiling", [])}
+    rows = [{**row, "ceiling": ceilings.get(row["name"])} for row in report["groups"]]
+    return {"rows": rows, "gallery": report["gallery"], "prompts": report["prompts"]}

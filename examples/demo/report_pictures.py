@@ -135,9 +135,15 @@ def evolution(samples: Path) -> dict[str, Any] | None:
 
 
 def reconstructions(folder: Path) -> dict[str, Any] | None:
-    """The image tokenizer's own report: quality in numbers, and a grid of originals beside reconstructions."""
+    """The image tokenizer's own report: facts in numbers, and a grid of originals beside reconstructions."""
     report = read_optional(folder / "report.json")
-    grid = data_uri(folder / "reconstructions.png")
-    if report is None and grid is None:
+    if report is None:
         return None
-    return {"grid": grid, **(report or {})}
+    pixels = report["image_size"]
+    facts = [
+        (f"{report['psnr_held_out']:.1f} dB", "PSNR of pictures it was not trained on"),
+        (f"{report['psnr_train']:.1f} dB", "PSNR of its training pictures"),
+        (f"{report['codes_in_use']:,} of {report['num_codes']:,}", "codes in use"),
+        (f"{report['codes_per_image']}", f"codes for {pixels} × {pixels} pixels"),
+    ]
+    return {"facts": facts, "grid": data_uri(folder / "reconstructions.png")}

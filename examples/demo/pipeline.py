@@ -1,0 +1,167 @@
+"""Stages that are done once: run in order, skipped when done, resumed when interrupted, measured in time and memory."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from examples.demo.process import Outcome, run_command
+from megachameleon.files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A step of the demo.
+
+    Attributes:
+        name: short and unique.
+        title: what the person at the terminal and in the report reads.
+        commands: command lines, run in order; each goes on where an interrupted run of it stopped.
+        outputs: files and folders that exist when the stage is done, and are removed when it must be done anew.
+        expected_seconds: on two cores.
+        needs: names of the stages whose results it reads; when they are done anew, so is this one.
+        inputs: files of the project, relative to its root, that decide its results, such as a configuration.
+        environment: variables of its processes.
+    """
+
+    name: str
+    title: str
+    commands: tuple[tuple[str, ...], ...]
+    outputs: tuple[Path, ...]
+    expected_seconds: float
+    needs: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class StageFailed(Exception):
+    """A command of a stage ended with an error, which it has already explained; carries its exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Pipeline:
+    """Runs stages from the project's root, and remembers which are done, for which commands, in which time and memory."""
+
+    def __init__(self, stages: Sequence[Stage], record: Path, project: Path) -> None:
+        self.stages = stages
+        self.project = project
+        self.record = record
+        self.entries: dict[str, dict[str, Any]] = {}
+        if record.exists():
+            self.entries = {entry["name"]: entry for entry in read_json(record)["stages"]}
+        self.console = Console(stderr=True, highlight=False)
+
+    def run(self) -> None:
+        """Run every stage that is not done.
+
+        Raises:
+            StageFailed: a command ended with an error.
+            KeyboardInterrupt: the person stopped it; the same call goes on later.
+        """
+        fingerprints = self.fingerprints()
+        for number, stage in enumerate(self.stages):
+            if self.is_done(stage, fingerprints[stage.name]):
+                self.headline(number, "done")
+                continue
+            self.headline(number, f"about {in_words(self.expected(stage))}; the report in {in_words(self.remaining())}")
+            self.run_stage(stage, fingerprints[stage.name])
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Let these stages be done anew."""
+        for name in names:
+            if name in self.entries:
+                self.save(self.entries[name] | {"done": False, "fingerprint": ""})
+
+    def run_stage(self, stage: Stage, fingerprint: str) -> None:
+        """Run one stage, from its beginning unless the very same stage was interrupted before."""
+        entry = self.entries.get(stage.name, {})
+        if entry.get("fingerprint") != fingerprint or entry.get("done"):
+            for output in stage.outputs:
+                remove(output)
+            entry = {"fingerprint": fingerprint, "seconds": 0.0, "peak_memory_mb": 0.0}
+        entry |= {"name": stage.name, "title": stage.title, "done": False}
+        self.save(entry)
+        for command in stage.commands:
+            outcome = run_command(command, stage.environment, self.project)
+            entry["seconds"] = round(entry["seconds"] + outcome.seconds, 2)
+            entry["peak_memory_mb"] = round(max(entry["peak_memory_mb"], outcome.peak_memory_mb), 1)
+            self.save(entry)
+            check(stage, command, outcome)
+        if missing := [str(path) for path in stage.outputs if not path.exists()]:
+            raise StageFailed(f"{stage.title}: its commands left no {missing[0]}", 1)
+        self.save(entry | {"done": True})
+
+    def is_done(self, stage: Stage, fingerprint: str) -> bool:
+        """Whether this very stage has ended well and its results are there."""
+        entry = self.entries.get(stage.name, {})
+        same = entry.get("fingerprint") == fingerprint
+        return same and entry.get("done", False) and all(path.exists() for path in stage.outputs)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of each stage: its commands, its input files, and the stages that it needs."""
+        found: dict[str, str] = {}
+        for stage in self.stages:
+            what = {
+                "commands": stage.commands,
+                "inputs": [(self.project / path).read_text(encoding="utf-8") for path in stage.inputs],
+                "needs": [found[name] for name in stage.needs],
+            }
+            found[stage.name] = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        return found
+
+    def save(self, entry: dict[str, Any]) -> None:
+        """Keep the entry of a stage; the file holds the stages of this pipeline in order."""
+        self.entries[entry["name"]] = dict(entry)
+        kept = [self.entries[stage.name] for stage in self.stages if stage.name in self.entries]
+        write_json(self.record, {"stages": kept})
+
+    def expected(self, stage: Stage) -> float:
+        """Seconds that a stage will take, from what the stages before it took against what was expected."""
+        done = [(s, self.entries[s.name]) for s in self.stages if self.entries.get(s.name, {}).get("done")]
+        planned = sum(s.expected_seconds for s, _ in done)
+        pace = sum(entry["seconds"] for _, entry in done) / planned if planned else 1.0
+        return stage.expected_seconds * min(max(pace, 0.2), 5.0)
+
+    def remaining(self) -> float:
+        """Seconds of all stages that are not done."""
+        return sum(self.expected(s) for s in self.stages if not self.entries.get(s.name, {}).get("done"))
+
+    def headline(self, number: int, note: str) -> None:
+        """One line above a stage's own output."""
+        title = f"[bold]{number + 1}/{len(self.stages)} {self.stages[number].title}[/bold]"
+        sys.stdout.flush()
+        self.console.print(f"{title} [dim]· {note}[/dim]")
+
+
+def check(stage: Stage, command: Sequence[str], outcome: Outcome) -> None:
+    """Raise for a command that was interrupted or has failed."""
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    if outcome.status:
+        line = " ".join(command)
+        status = outcome.status if outcome.status in (1, 2) else 1
+        raise StageFailed(
+            f"stage {stage.name!r} failed with exit status {outcome.status}; its command was: {line}", status
+        )
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def in_words(seconds: float) -> str:
+    """A duration that promises no more than it knows."""
+    return f"{max(round(seconds / 10) * 10, 10)} s" if seconds < 90 else f"{round(seconds / 60)} min"

@@ -1,0 +1,247 @@
+"""The stages of the demo: which public tool is called, with which arguments, on what, leaving what."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.demo.pipeline import Stage
+from examples.demo.profiles import Profile
+from examples.demo.run_folder import RunFolder
+
+TRAIN_CONFIG = Path("examples/demo/train.yaml")
+DATASETS = {
+    "pairs_draw": ("pairs_en", ("--picture-first", "0")),
+    "pairs_read": ("pairs_en", ("--picture-first", "1")),
+    "pairs_world": ("pairs_world", ("--picture-first", "0")),
+    "pairs_tones": ("pairs_tones", ("--picture-first", "0.3")),
+    "interleaved": ("interleaved", ()),
+    "text": ("text", ()),
+}
+VALIDATION = {
+    "valid_world": ("valid_world", ("--picture-first", "0")),
+    "valid_tones": ("valid_tones", ("--picture-first", "0.3")),
+    "valid_interleaved": ("valid_interleaved", ()),
+    "valid_text": ("valid_text", ()),
+}
+LAYOUTS = {
+    "single": (1, ()),
+    "tp2": (2, ("parallel.tensor_parallel=2",)),
+    "pp2": (2, ("parallel.pipeline_parallel=2",)),
+    "dp2": (2, ()),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the demo may use: CPU cores, processes for training, GPUs."""
+
+    cores: int
+    processes: int
+    gpus: int
+
+    @property
+    def threads(self) -> dict[str, str]:
+        """Threads of each of several processes."""
+        return {"OMP_NUM_THREADS": str(max(self.cores // self.processes, 1))}
+
+    @property
+    def all_threads(self) -> dict[str, str]:
+        """Threads of a process on its own."""
+        return {"OMP_NUM_THREADS": str(self.cores)}
+
+
+def build_stages(run: RunFolder, profile: Profile, machine: Machine) -> list[Stage]:
+    """Every stage in order."""
+    return [
+        raw_stage(run, profile),
+        text_tokenizer_stage(run, profile),
+        image_tokenizer_stage(run, profile, machine),
+        shards_stage(run, profile, machine),
+        training_stage(run, profile, machine),
+        layouts_stage(run, profile, machine),
+        generation_stage(run, profile, machine),
+        evaluation_stage(run, profile, machine),
+        report_stage(run, profile),
+    ]
+
+
+def python(*words: object) -> tuple[str, ...]:
+    """A command of this Python."""
+    return (sys.executable, *map(str, words))
+
+
+def torchrun(processes: int, *words: object) -> tuple[str, ...]:
+    """A command of several processes on this machine."""
+    return python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, *words)
+
+
+def raw_stage(run: RunFolder, profile: Profile) -> Stage:
+    """Raw sources from installed packages."""
+    return Stage(
+        name="raw",
+        title="Raw data from installed packages",
+        commands=(python("-m", "examples.demo.make_raw_data", "--output", run.raw, *profile.raw_flags),),
+        outputs=(run.raw,),
+        inputs=(Path("examples/demo/prompts.json"), Path("requirements.txt")),
+        expected_seconds=profile.expected_seconds["raw"],
+    )
+
+
+def text_tokenizer_stage(run: RunFolder, profile: Profile) -> Stage:
+    """BPE on everything that training reads, in all languages."""
+    inputs = [run.raw / name for name in ("text", "pairs_en", "pairs_world", "pairs_tones", "interleaved")]
+    vocabulary = ("--vocab-size", profile.vocab_size, "--num-codes", profile.num_codes)
+    grid = f"{profile.grid}x{profile.grid}"
+    tool = ("tools/train_text_tokenizer.py", "--input", *inputs, "--output", run.tokenizer)
+    return Stage(
+        name="text_tokenizer",
+        title="Text tokenizer",
+        commands=(python(*tool, *vocabulary, "--grid", grid),),
+        outputs=(run.tokenizer,),
+        needs=("raw",),
+        expected_seconds=profile.expected_seconds["text_tokenizer"],
+    )
+
+
+def image_tokenizer_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
+    """A VQ autoencoder on the pictures that training may see."""
+    inputs = [run.raw / name for name in ("pairs_en", "pairs_tones")]
+    shape = ("--image-size", profile.image_size, "--grid", profile.grid, "--num-codes", profile.num_codes)
+    tool = ("tools/train_image_tokenizer.py", "--input", *inputs, "--output", run.image_tokenizer)
+    return Stage(
+        name="image_tokenizer",
+        title="Image tokenizer",
+        commands=(torchrun(machine.processes, *tool, *shape, *profile.image_tokenizer_flags),),
+        outputs=(run.image_tokenizer,),
+        needs=("raw",),
+        expected_seconds=profile.expected_seconds["image_tokenizer"],
+        environment=machine.threads,
+    )
+
+
+def shards_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
+    """Each dataset planned, made and verified; a picture that stands in several is encoded once."""
+    tool = "tools/preprocess_data.py"
+    cache = ("--code-cache", run.root / "picture_codes")
+    commands = []
+    for name, (source, flags) in {**DATASETS, **VALIDATION}.items():
+        output = ("--output", run.shards / name)
+        tokenizers = ["--tokenizer", run.tokenizer]
+        if not source.endswith("text"):
+            tokenizers += ["--image-tokenizer", run.image_tokenizer]
+        commands.append(python(tool, "plan", "--input", run.raw / source, *output, *tokenizers, *flags))
+        commands.append(python(tool, "run", *output, *cache))
+        commands.append(python(tool, "verify", *output))
+    return Stage(
+        name="shards",
+        title="Shards of tokens",
+        commands=tuple(commands),
+        outputs=(run.shards, run.root / "picture_codes"),
+        needs=("text_tokenizer", "image_tokenizer"),
+        expected_seconds=profile.expected_seconds["shards"],
+        environment=machine.all_threads,
+    )
+
+
+def training_overrides(run: RunFolder, profile: Profile) -> tuple[str, ...]:
+    """What train.yaml cannot know: where this run's data is, and the sizes of the profile."""
+    folders = {f"data.train.{name}": run.shards / name for name in DATASETS}
+    folders |= {f"data.validation.{name.removeprefix('valid_')}": run.shards / name for name in VALIDATION}
+    return (
+        f"model.vocab_size={profile.vocab_size}",
+        f"data.tokenizer={run.tokenizer}",
+        f"data.image_tokenizer={run.image_tokenizer}",
+        *(f"{key}=[{folder}]" for key, folder in folders.items()),
+        *profile.training,
+    )
+
+
+def training_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
+    """The decoder, with data parallelism over all processes."""
+    words = ("tools/train.py", TRAIN_CONFIG, f"output_dir={run.training}", *training_overrides(run, profile))
+    return Stage(
+        name="training",
+        title="Training",
+        commands=(torchrun(machine.processes, *words),),
+        outputs=(run.training,),
+        needs=("text_tokenizer", "image_tokenizer", "shards"),
+        inputs=(TRAIN_CONFIG,),
+        expected_seconds=profile.expected_seconds["training"],
+        environment=machine.threads,
+    )
+
+
+def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
+    """A few steps of the same training under four layouts; on CPU, where any machine has two places for processes."""
+    short = (
+        f"training.num_steps={profile.layout_steps}",
+        f"optimizer.warmup_steps={profile.layout_steps - 1}",
+        *("training.precision=fp32", "training.log_every=1", "training.validate_every=0"),
+        *("logging.tensorboard=false", "logging.drawing.prompts=[]"),
+    )
+    commands = []
+    for name, (processes, layout) in LAYOUTS.items():
+        words = ("tools/train.py", TRAIN_CONFIG, *training_overrides(run, profile), *short, *layout)
+        commands.append(torchrun(processes, *words, f"output_dir={run.layouts / name}"))
+    return Stage(
+        name="layouts",
+        title="The first steps under four layouts",
+        commands=tuple(commands),
+        outputs=(run.layouts,),
+        needs=("text_tokenizer", "image_tokenizer", "shards"),
+        inputs=(TRAIN_CONFIG,),
+        expected_seconds=profile.expected_seconds["layouts"],
+        environment={"OMP_NUM_THREADS": str(max(machine.cores // 2, 1)), "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def generation_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
+    """Captions to pictures, pictures to captions, text continued, one interleaved document."""
+    uses = {
+        "draw": ("--modality", "image"),
+        "read": ("--modality", "text", "--greedy", "--repetition-penalty", "1", "--max-new-tokens", "24"),
+        "continue": ("--modality", "text", "--max-new-tokens", "100"),
+        "interleaved": ("--modality", "both", "--repetition-penalty", "1", "--max-pictures", "4"),
+    }
+    commands = []
+    for name, flags in uses.items():
+        words = ("tools/generate.py", run.training, "--prompts", run.prompts(name), "--output", run.generated / name)
+        processes = machine.processes if name == "draw" else 1
+        commands.append(torchrun(processes, *words, *flags))
+    return Stage(
+        name="generation",
+        title="Drawing, reading and writing",
+        commands=tuple(commands),
+        outputs=(run.generated,),
+        needs=("training",),
+        expected_seconds=profile.expected_seconds["generation"],
+        environment=machine.threads,
+    )
+
+
+def evaluation_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
+    """Is the nearest real picture to a drawing the prompted one?"""
+    files = ("--prompts", run.prompts("retrieval"), "--gallery", run.raw / "gallery", "--output", run.evaluation)
+    return Stage(
+        name="evaluation",
+        title="Evaluation",
+        commands=(torchrun(machine.processes, "tools/evaluate.py", "retrieval", run.training, *files),),
+        outputs=(run.evaluation,),
+        needs=("training",),
+        expected_seconds=profile.expected_seconds["evaluation"],
+        environment=machine.threads,
+    )
+
+
+def report_stage(run: RunFolder, profile: Profile) -> Stage:
+    """The page."""
+    templates = Path("examples/demo/templates")
+    return Stage(
+        name="report",
+        title="Report",
+        commands=(python("-m", "examples.demo.report", "--run", run.root),),
+        outputs=(run.report,),
+        needs=("evaluation", "generation", "layouts"),
+        inputs=(templates / "report.html.j2", templates / "style.css"),
+        expected_seconds=profile.expected_seconds["report"],
+    )
