@@ -1,7 +1,5 @@
 """Raw sources by file name: webdataset tars, JSONL and plain text, plain or gzipped."""
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from megachameleon.data.records import (
     TextSegment,
     checked_text,
 )
-from megachameleon.data.tar_source import DamagedArchiveError, opened, read_tar, split_name, walk_tar
+from megachameleon.data.tar_source import damage_reported, opened, read_tar, split_name, walk_tar
 from megachameleon.tokens.pictures import PICTURE_SUFFIXES
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -74,17 +72,11 @@ def read_source(path: Path, report: Callable[[int], None] = lambda position: Non
     if path.name.endswith(TAR_SUFFIXES):
         yield from read_tar(path, report)
         return
-    try:
-        with opened(path) as file:
-            if path.name.endswith(JSONL_SUFFIXES):
-                yield from read_jsonl(path, file, report)
-            else:
-                yield _plain_text(path, file.read())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DamagedArchiveError(
-            f"{path}: damaged or truncated file ({error}); copy it again, or keep what is before the damage with "
-            "--allow-damaged-archives"
-        ) from None
+    with damage_reported(path), opened(path) as file:
+        if path.name.endswith(JSONL_SUFFIXES):
+            yield from read_jsonl(path, file, report)
+        else:
+            yield _plain_text(path, file.read())
 
 
 def survey_source(path: Path) -> Survey:

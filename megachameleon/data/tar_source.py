@@ -87,19 +87,25 @@ def walk_tar(path: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]
     Raises:
         DamagedArchiveError: the archive is damaged or truncated.
     """
+    with damage_reported(path), opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
+            if not member.isdir():
+                yield member, lambda member=member: _read(path, archive, member)  # type: ignore[misc]
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"no end mark at byte {archive.offset:,}")
+
+
+@contextmanager
+def damage_reported(path: Path) -> Iterator[None]:
+    """Turn what damaged files make the standard library raise into `DamagedArchiveError`."""
     try:
-        with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
-                if not member.isdir():
-                    yield member, lambda member=member: _read(archive, member)  # type: ignore[misc]
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"no end mark at byte {archive.offset:,}")
+        yield
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DamagedArchiveError(
-            f"{path}: damaged or truncated archive ({error}); copy it again, or keep what is before the damage with "
-            "--allow-damaged-archives"
+            f"{path}: damaged or truncated ({error}); copy it again "
+            "(preprocess_data.py plan --allow-damaged-archives keeps what is before the damage)"
         ) from None
 
 
@@ -110,12 +116,13 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    content = file.read() if file is not None else b""
-    if len(content) != member.size:
-        raise tarfile.ReadError(f"{member.name} ends early")
-    return content
+def _read(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with damage_reported(path):
+        file = archive.extractfile(member)
+        content = file.read() if file is not None else b""
+        if len(content) != member.size:
+            raise tarfile.ReadError(f"{member.name} ends early")
+        return content
 
 
 def _record(path: Path, key: str, members: Members, error: str) -> Record | BadRecord:

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from megachameleon.data.shards import Dataset, ShardWriter
+from megachameleon.tokens.text_training import train_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
+from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
+from megachameleon.tokens.vq.quantizer import Codebook
+from megachameleon.tokens.vq.tokenizer import save_image_tokenizer
 
 
 @pytest.fixture
@@ -45,3 +50,25 @@ def write_shard(vocabulary: Vocabulary) -> Callable[[Path, Sequence[np.ndarray]]
         return Dataset.open(prefix)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text tokenizer of pictures of 2 x 2 codes of 8."""
+    vocabulary = Vocabulary.compact(num_text_ids=300, num_image_codes=8, image_grid=(2, 2))
+    texts = [f"red green blue {number} squares of text and colours" for number in range(50)]
+    folder = tmp_path_factory.mktemp("text_tokenizer")
+    train_text_tokenizer(texts, vocabulary, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained picture tokenizer, 8 px to 2 x 2 codes of 8."""
+    torch.manual_seed(0)
+    config = PatchConfig(image_size=8, grid=2, code_dim=4, fine_channels=4, coarse_channels=4)
+    codebook = Codebook(8, config.code_dim)
+    codebook.codes.normal_()
+    folder = tmp_path_factory.mktemp("image_tokenizer")
+    save_image_tokenizer(folder, config, PatchAutoencoder(config), codebook, {"seed": 0})
+    return folder

@@ -1,0 +1,270 @@
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from raw_sources import png, write_jsonl, write_tar
+
+from megachameleon.data import jobs
+from megachameleon.data.documents import DocumentOptions
+from megachameleon.data.inspection import dataset_counts, write_page
+from megachameleon.data.jobs import merge_shards, run_units, unit_states, verify_units
+from megachameleon.data.plan import Plan, PlannedInput, make_units
+from megachameleon.data.preprocessing import RunOptions, plan_preprocessing
+from megachameleon.data.shards import Dataset
+from megachameleon.tokens.pictures import open_picture, prepare_picture
+from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.vq import ImageTokenizer
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """20 pictures with 2 captions each, an interleaved document, and 30 texts, in three files."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    members: dict = {}
+    for i in range(20):
+        members[f"{i}.png"] = png(12 * i)
+        members[f"{i}.json"] = {"captions": [{"lang": "en", "text": f"red {i}"}, {"lang": "de", "text": f"rot {i}"}]}
+    write_tar(folder / "pairs.tar", members)
+    segments = [{"text": "see"}, {"image": "0.png"}, {"text": "and"}, {"image": "1.png"}]
+    write_tar(folder / "mixed.tar", {"d.json": {"segments": segments}, "d.0.png": png(0), "d.1.png": png(12)})
+    write_jsonl(folder / "text.jsonl", *({"text": f"squares and colours {i}"} for i in range(30)))
+    return folder
+
+
+@pytest.fixture
+def make_plan(raw, tmp_path, tokenizer_folder, image_tokenizer_folder):
+    def make(name="out", options=None, **changes) -> Path:
+        folder = tmp_path / name
+        plan_preprocessing(
+            [raw], folder, tokenizer_folder, image_tokenizer_folder, options or DocumentOptions(), **changes
+        )
+        return folder
+
+    return make
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != "plan.json"}
+
+
+def test_records_become_documents_with_text_and_codes(make_plan, tokenizer_folder, image_tokenizer_folder):
+    folder = make_plan()
+    states = run_units(folder, RunOptions())
+    assert [state.unit.name for state in states] == ["00000-mixed", "00001-pairs", "00002-text"]
+    assert [state.manifest.num_documents for state in states] == [1, 40, 30]
+    assert [state.manifest.num_images for state in states] == [2, 40, 0]
+    tokenizer, image_tokenizer = TextTokenizer.load(tokenizer_folder), ImageTokenizer.load(image_tokenizer_folder)
+    vocabulary = tokenizer.vocabulary
+    dataset = Dataset.open(folder)
+    assert tokenizer.decode(dataset.document(0)) == "seeand"
+    (first, _), (second, _) = dataset.image_spans(0).tolist()
+    for start, color in ((first, 0), (second, 12)):
+        picture = prepare_picture(open_picture(png(color), "test"), 8)
+        codes = image_tokenizer.encode(picture[None])[0].numpy()
+        ids = dataset.document(0)[start : start + vocabulary.image_length]
+        assert np.array_equal(ids, vocabulary.encode_image(codes))
+    captions = [tokenizer.decode(dataset.document(i)) for i in range(1, 41)]
+    assert captions == [text for i in range(20) for text in (f"red {i}", f"rot {i}")]
+    assert {int(dataset.image_spans(i)[0, 0]) > 1 for i in range(1, 41)} == {True, False}  # both orders
+    verify_units(folder)
+
+
+def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_path, monkeypatch):
+    expected = make_plan("a")
+    run_units(expected, RunOptions())
+    cached = make_plan("b")
+    options = RunOptions(code_cache=tmp_path / "cache")
+    run_units(cached, options, number=1)
+    with pytest.raises(ValueError, match="2 of 3 planned units are not finished"):
+        Dataset.open(cached)
+    run_units(cached, options)
+    assert shard_bytes(cached) == shard_bytes(expected)
+    again = make_plan("c")
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageTokenizer, "encode", lambda self, pictures: pytest.fail("not from the cache"))
+        run_units(again, options)
+    assert shard_bytes(again) == shard_bytes(expected)
+    parallel = make_plan("d")
+    run_units(parallel, RunOptions(num_threads=1), workers=2)
+    assert shard_bytes(parallel) == shard_bytes(expected)
+
+
+def test_finished_units_are_left_alone_and_damaged_ones_made_again(make_plan):
+    folder = make_plan()
+    run_units(folder, RunOptions())
+    before = shard_bytes(folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.bin")}
+    path = folder / "00002-text.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert [state.problem is None for state in unit_states(folder)] == [True, True, False]
+    run_units(folder, RunOptions())
+    assert shard_bytes(folder) == before
+    unchanged = {path.name for path, time in times.items() if path.stat().st_mtime_ns == time}
+    assert unchanged == {"00000-mixed.bin", "00001-pairs.bin"}
+    flipped = bytearray(path.read_bytes())
+    flipped[5] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"text\.bin: its SHA-256"):
+        verify_units(folder)
+
+
+def test_a_failed_unit_leaves_nothing_and_the_others_stay(make_plan, raw, monkeypatch):
+    folder = make_plan()
+    write = jobs.run_unit
+
+    def fail_at_the_second(plan, folder, unit, options, report):
+        if unit.name.startswith("00001"):
+            monkeypatch.setattr("megachameleon.data.preprocessing.encode_document", lambda *a: 1 / 0)
+        return write(plan, folder, unit, options, report)
+
+    with monkeypatch.context():
+        monkeypatch.setattr(jobs, "run_unit", fail_at_the_second)
+        with pytest.raises(ZeroDivisionError):
+            run_units(folder, RunOptions())
+    names = {path.name.split(".")[0] for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {"00000-mixed", "plan"}
+    assert not list(folder.glob(".*"))
+
+
+def test_bad_records_are_set_aside_and_counted(make_plan, raw):
+    members: dict = {f"{i}.txt": f"text {i}" for i in range(50)}
+    members |= {"bad.json": "{", "torn.png": png(1)[:60], "torn.txt": "a torn picture"}
+    write_tar(raw / "zebra.tar", members)
+    folder = make_plan()
+    state = run_units(folder, RunOptions())[-1]
+    assert state.manifest.num_documents == 50
+    assert state.manifest.quarantined == {"zebra.tar": 2}
+    lines = (folder / "00003-zebra.quarantine.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert (first["file"], first["place"]) == ("zebra.tar", "bad") and "JSON" in first["reason"]
+    assert second["place"] == "torn" and "damaged picture" in second["reason"]
+    assert len(Dataset.open(folder)) == 121
+
+
+def test_too_many_bad_records_fail_the_unit(make_plan, raw):
+    write_jsonl(raw / "text.jsonl", *([{"text": "good"}] * 200), *([b"{"] * 11))
+    folder = make_plan()
+    with pytest.raises(ValueError, match=r"11 of 211 records are bad.*text\.jsonl, line 201: not valid JSON"):
+        run_units(folder, RunOptions())
+    assert not list(folder.glob("00002*"))
+    assert run_units(folder, RunOptions(max_bad=0.1))[-1].manifest.num_documents == 200
+    write_jsonl(raw / "text.jsonl", b"{", b"}")
+    with pytest.raises(ValueError, match="2 of 2 records are bad"):
+        run_units(make_plan("other"), RunOptions(max_bad=1.0))
+
+
+def test_damaged_archives_fail_the_plan_or_give_what_is_whole(make_plan, raw):
+    path = raw / "pairs.tar"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"pairs\.tar: damaged or truncated.*--allow-damaged-archives"):
+        make_plan()
+    folder = make_plan(allow_damaged_archives=True)
+    state = run_units(folder, RunOptions())[1]
+    assert 0 < state.manifest.num_documents < 10
+    assert state.manifest.quarantined == {"pairs.tar": 1}
+
+
+def test_changed_inputs_and_plans_are_refused(make_plan, raw, tokenizer_folder):
+    folder = make_plan()
+    make_plan()  # the same again is fine
+    with pytest.raises(ValueError, match="another plan is there"):
+        make_plan(options=DocumentOptions(seed=1))
+    write_jsonl(raw / "text.jsonl", {"text": "new"})
+    with pytest.raises(ValueError, match=r"text\.jsonl: changed since the plan"):
+        run_units(folder, RunOptions())
+    (raw / "text.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"text\.jsonl: gone since the plan"):
+        run_units(folder, RunOptions())
+    with pytest.raises(ValueError, match=r"units 0\.\.2"):
+        run_units(folder, RunOptions(), number=3)
+    with pytest.raises(ValueError, match="no plan there"):
+        run_units(raw, RunOptions())
+
+
+def test_tokenizers_that_do_not_fit_are_refused(raw, tmp_path, tokenizer_folder, image_tokenizer_folder):
+    options = DocumentOptions()
+    with pytest.raises(ValueError, match="give the picture tokenizer with --image-tokenizer"):
+        plan_preprocessing([raw], tmp_path / "out", tokenizer_folder, None, options)
+    other = tmp_path / "other"
+    other.mkdir()
+    vocabulary = TextTokenizer.load(tokenizer_folder).vocabulary
+    (other / "text.model").write_bytes((tokenizer_folder / "text.model").read_bytes())
+    replace(vocabulary, image_grid=(4, 4)).save(other)
+    with pytest.raises(ValueError, match="--num-codes 8 --grid 2x2"):
+        plan_preprocessing([raw], tmp_path / "out", other, image_tokenizer_folder, options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_disk_is_found_before_work(make_plan, monkeypatch):
+    folder = make_plan()
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("megachameleon.files.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match="writing the shards needs about"):
+        run_units(folder, RunOptions())
+
+
+def test_languages_filter_and_units_group(make_plan):
+    folder = make_plan(options=DocumentOptions(languages=("fr",)), num_units=1)
+    (state,) = run_units(folder, RunOptions())
+    assert (state.unit.name, state.manifest.num_documents, state.manifest.filtered) == ("00000", 31, 20)
+    assert Plan.load(folder).options.languages == ("fr",)
+
+
+def test_units_share_inputs_evenly_and_in_order():
+    inputs = [
+        PlannedInput(path=f"/x/{i:03d}.txt", bytes=10, sha256="", text_bytes=10, num_pictures=0) for i in range(10)
+    ]
+    units = make_units(inputs, 4)
+    assert [len(unit.inputs) for unit in units] == [3, 2, 3, 2]
+    assert [item for unit in units for item in unit.inputs] == inputs
+    names = [unit.name for unit in make_units(inputs, None)]
+    assert names == sorted(names) and names[3] == "00003-003"
+
+
+def test_merged_shards_hold_all_documents(make_plan, tmp_path):
+    folder = make_plan()
+    run_units(folder, RunOptions())
+    dataset = Dataset.open(folder)
+    merge_shards(dataset.shards, tmp_path / "merged/all")
+    merged = Dataset.open(tmp_path / "merged/all")
+    assert all(np.array_equal(merged.document(i), dataset.document(i)) for i in range(len(dataset)))
+    assert dataset_counts(merged)["pictures"] == dataset_counts(dataset)["pictures"] == 42
+
+
+def test_the_page_shows_text_and_pictures(make_plan, tmp_path, raw, tokenizer_folder, image_tokenizer_folder):
+    write_jsonl(raw / "text.jsonl", {"text": "<script>alert(1)</script>"})
+    folder = make_plan()
+    run_units(folder, RunOptions())
+    page = tmp_path / "page.html"
+    tokenizers = TextTokenizer.load(tokenizer_folder), ImageTokenizer.load(image_tokenizer_folder)
+    write_page(Dataset.open(folder), *tokenizers, page, num_documents=100)
+    text = page.read_text()
+    assert text.count("<article>") == 42 and text.count("data:image/png;base64,") == 42
+    assert "rot 19" in text and "&lt;script&gt;" in text and "<script>" not in text
+
+
+def test_the_tool_from_plan_to_page(raw, tmp_path, tokenizer_folder, image_tokenizer_folder, monkeypatch, capsys):
+    def tool(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["preprocess_data.py", *map(str, arguments)])
+        runpy.run_path(str(REPOSITORY / "tools/preprocess_data.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        tool("run", "--output", out)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {out}/plan.json: no plan there; run preprocess_data.py plan first\n"
+    tokenizers = ("--tokenizer", tokenizer_folder, "--image-tokenizer", image_tokenizer_folder)
+    assert "3 units from 3 inputs" in tool("plan", "--input", raw, "--output", out, *tokenizers)
+    assert "3 of 3 units are finished" in tool("run", "--output", out)
+    assert "all shards are what their manifests say" in tool("verify", "--output", out)
+    assert "pictures  42" in tool("inspect", out, "--page", tmp_path / "page.html")
+    assert (tmp_path / "page.html").exists()
+    assert "71 documents" in tool("merge", out, "--prefix", tmp_path / "merged")
