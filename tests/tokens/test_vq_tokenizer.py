@@ -105,7 +105,8 @@ def test_damaged_folders_are_refused(folder, tmp_path_factory):
         ImageTokenizer.load(folder)
 
 
-@pytest.mark.parametrize("values", [{"image_size": 60, "grid": 8}, {"code_dim": 0}])
-def test_impossible_shapes_are_refused(values):
-    with pytest.raises(ValueError, match=r"image_size=64|code_dim=0"):
-        PatchConfig(**values)
+def test_impossible_shapes_are_refused():
+    with pytest.raises(ValueError, match="image_size=60 is not a multiple of twice grid=8; take 48 or 64"):
+        PatchConfig(image_size=60, grid=8)
+    with pytest.raises(ValueError, match="code_dim=0"):
+        PatchConfig(code_dim=0)

@@ -45,9 +45,10 @@ class PatchConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.image_size % (2 * self.grid):
+            smaller = self.image_size // (2 * self.grid) * 2 * self.grid
+            choices = [str(size) for size in (smaller, smaller + 2 * self.grid) if size]
             raise ValueError(
-                f"image_size={self.image_size} is not a multiple of twice grid={self.grid}; "
-                f"take image_size={-(-self.image_size // (2 * self.grid)) * 2 * self.grid}"
+                f"image_size={self.image_size} is not a multiple of twice grid={self.grid}; take {' or '.join(choices)}"
             )
 
     @property

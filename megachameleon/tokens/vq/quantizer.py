@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+CHUNK = 8192
+"""Vectors that are compared with all codes at once."""
 KMEANS_ROUNDS = 12
 REVIVE_BELOW = 0.03
 """A code is dead when its share of vectors falls below this part of the even share."""
@@ -36,7 +38,9 @@ class Codebook(nn.Module):
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """Vectors float [N, code_dim] to the index int64 [N] of the code at the smallest Euclidean distance."""
-        return (self.codes.square().sum(1) - 2 * vectors @ self.codes.t()).argmin(1)
+        norms, codes = self.codes.square().sum(1), self.codes.t()
+        # Chunks bound the memory of the distances; a vector's own norm is the same for all codes.
+        return torch.cat([torch.addmm(norms, part, codes, alpha=-2).argmin(1) for part in vectors.split(CHUNK)])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices int64 [...] to code vectors [..., code_dim]."""
