@@ -56,8 +56,8 @@ def captions(arguments: argparse.Namespace) -> None:
     from megachameleon.generation.loading import open_model
 
     settings, given = _settings(arguments), _inputs(arguments)
-    files = [arguments.prompts, *arguments.names]
-    names = KnownNames([name for path in files for name in read_named_prompts(path)])
+    named = [name for path in (arguments.prompts, *arguments.names) for name in read_named_prompts(path)]
+    names = KnownNames(given.gallery.merge_names(named))
     positions = given.gallery.positions([prompt.key for prompt in given.prompts], str(arguments.prompts))
     with open_model(given.info, _layout(arguments)) as loaded:
         is_main = loaded.context.is_main
@@ -67,7 +67,7 @@ def captions(arguments: argparse.Namespace) -> None:
             said = describe(*model, shown, settings, replicas=loaded.context.groups.dp, on_finished=bar.advance)
     if not is_main:
         return
-    report = caption_report(given.prompts, [one.strip() for one in said], names)
+    report = caption_report(given.gallery.merge_names(given.prompts), [one.strip() for one in said], names)
     _write_report(arguments.output / "captions.json", given.info, report)
     _print_groups(report["groups"], ("exact", "any_name", "nearest_name"))
 
@@ -210,7 +210,7 @@ def _add_sampling(command: argparse.ArgumentParser, *, greedy: bool) -> None:
         "--guidance", type=float, default=3.0, help="drawings follow the caption; 1 is none, and faster"
     )
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--batch-size", type=int, default=64, help="prompts at once")
+    command.add_argument("--batch-size", type=int, default=64, help="prompts at once; fewer take less memory")
     command.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest caption")
 
 

@@ -139,7 +139,7 @@ a line of prompts.jsonl: {"segments": [{"text": "a cat: "}, {"image": "cat.png"}
     sampling.add_argument("--guidance", type=float, default=3.0, help="pictures follow the text; 1 is none, and faster")
     sampling.add_argument("--image-guidance", type=float, default=1.2, help="pictures follow earlier pictures")
     sampling.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=64, help="prompts at once")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts at once; fewer take less memory")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the one of the checkpoint")
     parser.add_argument("--image-tokenizer", type=Path, metavar="DIR", help="default: the one of the checkpoint")
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N")

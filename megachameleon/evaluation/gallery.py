@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,6 +52,13 @@ class Gallery:
                 "the gallery needs KEY.png for each key"
             )
         return np.array([self.position[key] for key in keys], dtype=np.int64)
+
+    def merge_names(self, prompts: Sequence["NamedPrompt"]) -> list["NamedPrompt"]:
+        """The same prompts, with one key for identical pictures: the name of one is a name of the other."""
+        return [
+            replace(prompt, key=self.keys[self.position[prompt.key]]) if prompt.key in self.position else prompt
+            for prompt in prompts
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,4 +10,6 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     rate, spread = successes / trials, z * z / trials
     centre = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = 0.0 if successes == 0 else centre - half  # exactly, whatever the rounding
+    high = 1.0 if successes == trials else centre + half
+    return low, high

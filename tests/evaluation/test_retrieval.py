@@ -70,6 +70,7 @@ def test_gallery_from_folder_and_tar(tmp_path):
     assert gallery.keys == ("a", "b", "d")
     assert gallery.positions(["c", "b"], "here").tolist() == [0, 1]
     assert (gallery.pictures[0] == first).all()
+    assert [p.key for p in gallery.merge_names([prompt("c"), prompt("b"), prompt("x")])] == ["a", "b", "x"]
     assert not (tmp_path.parent / "d.png").exists()
     with pytest.raises(ValueError, match="here: 1 keys have no picture in the gallery, such as 'x'"):
         gallery.positions(["x"], "here")
