@@ -63,6 +63,7 @@ def plan(arguments: argparse.Namespace) -> None:
         options,
         num_units=arguments.units,
         allow_damaged_archives=arguments.allow_damaged_archives,
+        replace=arguments.replace,
     )
     inputs = [item for unit in plan.units for item in unit.inputs]
     print(
@@ -161,6 +162,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the order of picture and caption (default %(default)s)")
     add("--units", type=int, help="number of shards (default: one for each input)")
     add("--allow-damaged-archives", action="store_true", help="keep what comes before the damage")
+    add("--replace", action="store_true", help="put this plan in the place of another one in OUTPUT")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -50,11 +50,10 @@ def documents_of(record: Record, options: DocumentOptions) -> list[Document]:
     captions = [caption for caption in record.captions if _wanted(caption, options)]
     if options.captions == "first":
         captions = captions[:1]
-    digest = content_hash(record.picture)
     documents = []
     for caption in captions:
         text = TextSegment(caption.text)
-        first = _share(options.seed, digest, caption.text) < options.picture_first
+        first = _share(options.seed, record.picture.content_hash, caption.text) < options.picture_first
         documents.append(Document((record.picture, text) if first else (text, record.picture)))
     return documents
 
@@ -71,13 +70,8 @@ def encode_document(document: Document, tokenizer: TextTokenizer, codes: Mapping
         if isinstance(segment, TextSegment):
             parts.append(np.array(tokenizer.encode(segment.text), dtype=np.int64))
         else:
-            parts.append(vocabulary.encode_image(codes[content_hash(segment)]))
+            parts.append(vocabulary.encode_image(codes[segment.content_hash]))
     return np.concatenate([*parts, [vocabulary.eos]])
-
-
-def content_hash(picture: PictureSegment) -> str:
-    """The SHA-256 of a picture's encoded bytes, in hexadecimal."""
-    return hashlib.sha256(picture.data).hexdigest()
 
 
 def _wanted(caption: Caption, options: DocumentOptions) -> bool:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megachameleon.data.documents import content_hash
 from megachameleon.data.records import PictureSegment
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class PictureCoder:
 
     def codes_of(self, pictures: Sequence[PictureSegment]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Codes [codes_per_image] by content hash, and reasons by content hash of pictures that are damaged."""
-        wanted = {content_hash(picture): picture for picture in pictures}
+        wanted = {picture.content_hash: picture for picture in pictures}
         codes = {key: self._known[key] for key in wanted if key in self._known}
         if self._cache is not None:
             codes |= self._cache.get(key for key in wanted if key not in codes)

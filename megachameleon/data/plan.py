@@ -51,16 +51,19 @@ class Plan:
     allow_damaged_archives: bool
     units: tuple[Unit, ...]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, replace: bool = False) -> None:
         """Write the plan, unless the same one is there.
+
+        Args:
+            replace: also over another one.
 
         Raises:
             ValueError: another plan is there.
         """
         path = folder / PLAN_FILE
-        if path.exists():
+        if path.exists() and not replace:
             if Plan.load(folder) != self:
-                raise ValueError(f"{path}: another plan is there; choose another --output or remove that folder")
+                raise ValueError(f"{path}: another plan is there; choose another --output, or --replace it")
             return
         write_json(path, {"version": PLAN_VERSION, **asdict(self)})
 

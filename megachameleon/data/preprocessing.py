@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megachameleon.console import track
-from megachameleon.data.documents import Document, DocumentOptions, content_hash, documents_of, encode_document
+from megachameleon.data.documents import Document, DocumentOptions, documents_of, encode_document
 from megachameleon.data.manifest import FileRecord, ShardManifest
 from megachameleon.data.picture_codes import CodeCache, PictureCoder
 from megachameleon.data.plan import Plan, PlannedInput, Unit, make_units
@@ -57,11 +57,13 @@ def plan_preprocessing(
     *,
     num_units: int | None = None,
     allow_damaged_archives: bool = False,
+    replace: bool = False,
 ) -> Plan:
     """Find and hash the inputs, check that everything fits together, and freeze the units in `output/plan.json`.
 
     Args:
         num_units: shards to make; None for one an input.
+        replace: put this plan in the place of another one; `run` then makes again what the new one changes.
 
     Raises:
         ValueError: no inputs, a damaged archive, tokenizers that do not fit, or another plan in `output`.
@@ -80,7 +82,7 @@ def plan_preprocessing(
         allow_damaged_archives=allow_damaged_archives,
         units=make_units(planned, num_units),
     )
-    plan.save(output)
+    plan.save(output, replace=replace)
     return plan
 
 
@@ -220,7 +222,7 @@ class _UnitRun:
             if isinstance(record, BadRecord):
                 self._bad.append(record)
                 continue
-            keys = {content_hash(picture) for document in group for picture in document.pictures}
+            keys = {picture.content_hash for document in group for picture in document.pictures}
             if broken := sorted(reasons[key] for key in keys & set(reasons)):
                 name = Path(item.path).name
                 self._bad.append(BadRecord(name, record.origin.removeprefix(f"{name}:"), broken[0]))

@@ -1,7 +1,8 @@
 """What raw sources hold: text, captioned pictures and interleaved documents; and records that had to be set aside."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -19,6 +20,11 @@ class PictureSegment:
     data: bytes
     origin: str
     """Where it came from, for errors."""
+    content_hash: str = field(init=False)
+    """The SHA-256 of `data`, in hexadecimal."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "content_hash", hashlib.sha256(self.data).hexdigest())
 
 
 Segment = TextSegment | PictureSegment

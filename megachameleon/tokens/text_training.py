@@ -60,7 +60,7 @@ def train_text_tokenizer(
     if vocabulary.num_text_ids < FIXED_PIECES:
         raise ValueError(
             f"vocabulary: {vocabulary.num_text_ids} text ids, but bytes and whitespace alone take {FIXED_PIECES}; "
-            "use a larger vocabulary"
+            f"use a vocabulary of {(vocabulary.text_start + FIXED_PIECES) // 64 * 64 + 128:,} ids or more"
         )
     try:
         sentencepiece.SentencePieceTrainer.train(

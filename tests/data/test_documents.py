@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megachameleon.data.documents import DocumentOptions, content_hash, documents_of, encode_document
+from megachameleon.data.documents import DocumentOptions, documents_of, encode_document
 from megachameleon.data.records import Caption, CaptionedRecord, PictureSegment, SegmentsRecord, TextSegment
 
 PICTURE = PictureSegment(b"bytes of a picture", "here")
@@ -47,6 +47,6 @@ def test_encoded_documents_hold_everything_in_order(tokenizer_folder):
     vocabulary = tokenizer.vocabulary
     record = SegmentsRecord("r", (TextSegment("one"), PICTURE, TextSegment("two")))
     (document,) = documents_of(record, DocumentOptions())
-    ids = encode_document(document, tokenizer, {content_hash(PICTURE): np.array([1, 2, 3, 4])})
+    ids = encode_document(document, tokenizer, {PICTURE.content_hash: np.array([1, 2, 3, 4])})
     expected = [vocabulary.bos, *tokenizer.encode("one"), *vocabulary.encode_image([1, 2, 3, 4])]
     assert ids.tolist() == [*expected, *tokenizer.encode("two"), vocabulary.eos]

@@ -176,6 +176,13 @@ def test_changed_inputs_and_plans_are_refused(make_plan, raw, tokenizer_folder):
     make_plan()  # the same again is fine
     with pytest.raises(ValueError, match="another plan is there"):
         make_plan(options=DocumentOptions(seed=1))
+    run_units(folder, RunOptions())
+    make_plan(options=DocumentOptions(picture_first=1.0), replace=True)
+    assert {state.problem for state in unit_states(folder)} == {"made by another plan"}
+    run_units(folder, RunOptions())
+    dataset = Dataset.open(folder)
+    assert all(dataset.image_spans(i)[0, 0] == 1 for i in range(1, 41))
+    make_plan(replace=True)
     write_jsonl(raw / "text.jsonl", {"text": "new"})
     with pytest.raises(ValueError, match=r"text\.jsonl: changed since the plan"):
         run_units(folder, RunOptions())
