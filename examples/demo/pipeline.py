@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from examples.demo.process import Outcome, run_command
+from examples.demo.process import Command, Outcome, run_chains
+from megachameleon.console import progress_bar
 from megachameleon.files import read_json, write_json
 
 
@@ -22,25 +23,29 @@ class Stage:
     Attributes:
         name: short and unique.
         title: what the person at the terminal and in the report reads.
-        commands: command lines, run in order; each goes on where an interrupted run of it stopped.
+        chains: command lines; those of a chain run in order, and each goes on where an interrupted run of it stopped.
         outputs: files and folders that exist when the stage is done, and are removed when it must be done anew.
         expected_seconds: on two cores.
         needs: names of the stages whose results it reads; when they are done anew, so is this one.
         inputs: files of the project, relative to its root, that decide its results, such as a configuration.
         environment: variables of its processes.
+        at_once: chains that run at the same time.
+        quiet: many small commands, of which only one common progress bar is shown; what they say goes to logs.
     """
 
     name: str
     title: str
-    commands: tuple[tuple[str, ...], ...]
+    chains: tuple[tuple[Command, ...], ...]
     outputs: tuple[Path, ...]
     expected_seconds: float
     needs: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    at_once: int = 1
+    quiet: bool = False
 
 
-class StageFailed(Exception):
+class StageError(Exception):
     """A command of a stage ended with an error, which it has already explained; carries its exit status."""
 
     def __init__(self, message: str, status: int) -> None:
@@ -49,7 +54,7 @@ class StageFailed(Exception):
 
 
 class Pipeline:
-    """Runs stages from the project's root, and remembers which are done, for which commands, in which time and memory."""
+    """Runs stages from the project's root, and remembers which are done, in which time and memory."""
 
     def __init__(self, stages: Sequence[Stage], record: Path, project: Path) -> None:
         self.stages = stages
@@ -64,7 +69,7 @@ class Pipeline:
         """Run every stage that is not done.
 
         Raises:
-            StageFailed: a command ended with an error.
+            StageError: a command ended with an error.
             KeyboardInterrupt: the person stopped it; the same call goes on later.
         """
         fingerprints = self.fingerprints()
@@ -90,15 +95,28 @@ class Pipeline:
             entry = {"fingerprint": fingerprint, "seconds": 0.0, "peak_memory_mb": 0.0}
         entry |= {"name": stage.name, "title": stage.title, "done": False}
         self.save(entry)
-        for command in stage.commands:
-            outcome = run_command(command, stage.environment, self.project)
-            entry["seconds"] = round(entry["seconds"] + outcome.seconds, 2)
-            entry["peak_memory_mb"] = round(max(entry["peak_memory_mb"], outcome.peak_memory_mb), 1)
-            self.save(entry)
-            check(stage, command, outcome)
+        outcome = self.run_commands(stage)
+        entry["seconds"] = round(entry["seconds"] + outcome.seconds, 2)
+        entry["peak_memory_mb"] = round(max(entry["peak_memory_mb"], outcome.peak_memory_mb), 1)
+        self.save(entry)
+        check(stage, outcome)
         if missing := [str(path) for path in stage.outputs if not path.exists()]:
-            raise StageFailed(f"{stage.title}: its commands left no {missing[0]}", 1)
+            raise StageError(f"{stage.title}: its commands left no {missing[0]}", 1)
         self.save(entry | {"done": True})
+
+    def run_commands(self, stage: Stage) -> Outcome:
+        """Run the commands of a stage and watch them."""
+        logs = self.record.parent / "logs" / stage.name if stage.quiet else None
+        total = sum(len(chain) for chain in stage.chains)
+        with progress_bar(stage.title, total, enabled=stage.quiet) as bar:
+            return run_chains(
+                stage.chains,
+                at_once=stage.at_once,
+                environment=stage.environment,
+                folder=self.project,
+                logs=logs,
+                on_finished=bar.advance,
+            )
 
     def is_done(self, stage: Stage, fingerprint: str) -> bool:
         """Whether this very stage has ended well and its results are there."""
@@ -111,7 +129,7 @@ class Pipeline:
         found: dict[str, str] = {}
         for stage in self.stages:
             what = {
-                "commands": stage.commands,
+                "commands": stage.chains,
                 "inputs": [(self.project / path).read_text(encoding="utf-8") for path in stage.inputs],
                 "needs": [found[name] for name in stage.needs],
             }
@@ -142,15 +160,16 @@ class Pipeline:
         self.console.print(f"{title} [dim]· {note}[/dim]")
 
 
-def check(stage: Stage, command: Sequence[str], outcome: Outcome) -> None:
-    """Raise for a command that was interrupted or has failed."""
+def check(stage: Stage, outcome: Outcome) -> None:
+    """Raise for a stage that was interrupted or has failed."""
     if outcome.interrupted:
         raise KeyboardInterrupt
-    if outcome.status:
-        line = " ".join(command)
-        status = outcome.status if outcome.status in (1, 2) else 1
-        raise StageFailed(
-            f"stage {stage.name!r} failed with exit status {outcome.status}; its command was: {line}", status
+    if failure := outcome.failure:
+        said = f"{failure.last_words}\n" if failure.last_words else ""
+        line = " ".join(failure.command)
+        raise StageError(
+            f"{said}stage {stage.name!r} failed with exit status {failure.status}; its command was: {line}",
+            failure.status if failure.status in (1, 2) else 1,
         )
 
 

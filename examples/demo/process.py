@@ -1,99 +1,160 @@
-"""Run a command and watch it: wall time and the memory of all its processes together."""
+"""Run commands and watch them: wall time, and the memory of all their processes together."""
 
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+SECONDS_BETWEEN_POLLS = 0.05
 SECONDS_BETWEEN_SAMPLES = 0.5
 SECONDS_TO_STOP = 20.0
+
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A command that ended with an error, and the end of what it said, if that went to a log."""
+
+    command: Command
+    status: int
+    last_words: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a command ended; `interrupted` when it was stopped from the keyboard or by a signal."""
+    """How commands ended; `interrupted` when they were stopped from the keyboard or by a signal."""
 
-    status: int
     seconds: float
     peak_memory_mb: float
+    failure: Failure | None = None
     interrupted: bool = False
 
 
-def run_command(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Outcome:
-    """Run `command` in `folder` on this terminal, so that its progress bars show, and wait for it.
+@dataclass(kw_only=True)
+class Running:
+    """A process and the commands that wait for its end."""
 
-    An interruption reaches the command too; it gets time to end, and is then killed with its children.
+    process: subprocess.Popen
+    command: Command
+    following: deque[Command]
+    log: Path | None
+
+
+def run_chains(
+    chains: Sequence[Sequence[Command]],
+    *,
+    at_once: int,
+    environment: Mapping[str, str],
+    folder: Path,
+    logs: Path | None = None,
+    on_finished: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Run chains of commands, each chain in order, `at_once` chains at a time; the first failure ends all.
+
+    An interruption reaches the commands too: they get time to end, and are then killed with their children.
+
+    Args:
+        environment: variables beside those of this process.
+        folder: where the commands run.
+        logs: beginning of the names of files for what the commands say; None leaves it on this terminal.
+        on_finished: is called after each command.
     """
-    started = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=folder)
-    sampler = MemorySampler(process.pid)
-    sampler.start()
-    interrupted = False
+    waiting = deque(deque(chain) for chain in chains if chain)
+    running: list[Running] = []
+    started, peak, next_sample, count = time.monotonic(), 0, 0.0, 0
+    failure, interrupted = None, False
     try:
-        status = process.wait()
+        while (waiting or running) and failure is None and not interrupted:
+            while waiting and len(running) < at_once:
+                chain = waiting.popleft()
+                running.append(
+                    start(chain, environment, folder, logs and logs.with_name(f"{logs.name}-{count:02d}.log"))
+                )
+                count += 1
+            if time.monotonic() >= next_sample:
+                peak = max(peak, memory_of_families([one.process.pid for one in running]))
+                next_sample = time.monotonic() + SECONDS_BETWEEN_SAMPLES
+            time.sleep(SECONDS_BETWEEN_POLLS)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                interrupted = interrupted or was_interrupted(one.process.returncode)
+                if one.process.returncode:
+                    failure = failure or Failure(
+                        command=one.command, status=one.process.returncode, last_words=last_lines(one.log)
+                    )
+                elif one.following:
+                    waiting.appendleft(one.following)
+                on_finished()
     except KeyboardInterrupt:
         interrupted = True
-        status = stop(process)
     finally:
-        sampler.stop()
+        stop([one.process for one in running])
     seconds = time.monotonic() - started
-    interrupted = interrupted or status in (-signal.SIGINT, 128 + signal.SIGINT)
-    return Outcome(status=status, seconds=seconds, peak_memory_mb=sampler.peak / 2**20, interrupted=interrupted)
+    return Outcome(seconds=seconds, peak_memory_mb=peak / 2**20, failure=failure, interrupted=interrupted)
 
 
-def stop(process: subprocess.Popen) -> int:
-    """Ask a process to end, wait, and kill it and its children if it does not."""
-    family = [process.pid, *(child.pid for child in children_of(process.pid))]
-    process.terminate()
+def start(chain: deque[Command], environment: Mapping[str, str], folder: Path, log: Path | None) -> Running:
+    """Start the first command of a chain."""
+    command = chain.popleft()
+    variables = {**os.environ, **environment}
+    if log is None:
+        process = subprocess.Popen(command, env=variables, cwd=folder)
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, env=variables, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+    return Running(process=process, command=command, following=chain, log=log)
+
+
+def was_interrupted(status: int) -> bool:
+    """Whether a process ended because of Ctrl-C."""
+    return status in (-signal.SIGINT, 128 + signal.SIGINT)
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Ask processes to end, wait, and kill those that do not, with their children."""
+    families = {process.pid: family_of(process.pid) for process in processes}
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for process in processes:
+        try:
+            process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            for member in families[process.pid]:
+                with suppress(psutil.Error):
+                    member.kill()
+            process.wait()
+
+
+def family_of(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants."""
     try:
-        return process.wait(timeout=SECONDS_TO_STOP)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        for pid in family:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return process.wait()
-
-
-def children_of(pid: int) -> list[psutil.Process]:
-    """All descendants of a process."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
+        head = psutil.Process(pid)
+        return [head, *head.children(recursive=True)]
     except psutil.Error:
         return []
 
 
-class MemorySampler(threading.Thread):
-    """Samples the memory of a process and its descendants until it is stopped."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-        self._pid = pid
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        """Sample twice a second."""
-        while not self._stopped.wait(SECONDS_BETWEEN_SAMPLES):
-            with suppress(psutil.Error):
-                family = [psutil.Process(self._pid), *children_of(self._pid)]
-                self.peak = max(self.peak, sum(memory_of(process) for process in family))
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stopped.set()
-        self.join()
+def memory_of_families(pids: Sequence[int]) -> int:
+    """Bytes of processes and their descendants; memory that they share counts once over all of them."""
+    total = 0
+    for process in (process for pid in pids for process in family_of(pid)):
+        with suppress(psutil.Error, AttributeError):
+            total += process.memory_full_info().pss
+    return total
 
 
-def memory_of(process: psutil.Process) -> int:
-    """Bytes of one process; memory that processes share counts once over all of them."""
-    try:
-        return process.memory_full_info().pss
-    except (psutil.Error, AttributeError):
-        return 0
+def last_lines(log: Path | None, count: int = 12) -> str:
+    """The end of a log."""
+    if log is None:
+        return ""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])

@@ -144,6 +144,6 @@ def reconstructions(folder: Path) -> dict[str, Any] | None:
         (f"{report['psnr_held_out']:.1f} dB", "PSNR of pictures it was not trained on"),
         (f"{report['psnr_train']:.1f} dB", "PSNR of its training pictures"),
         (f"{report['codes_in_use']:,} of {report['num_codes']:,}", "codes in use"),
-        (f"{report['codes_per_image']}", f"codes for {pixels} × {pixels} pixels"),
+        (f"{report['codes_per_image']}", f"codes for {pixels} by {pixels} pixels"),
     ]
     return {"facts": facts, "grid": data_uri(folder / "reconstructions.png")}

@@ -11,7 +11,7 @@ from types import FrameType
 
 import psutil
 
-from examples.demo.pipeline import Pipeline, StageFailed
+from examples.demo.pipeline import Pipeline, StageError
 from examples.demo.profiles import FULL, QUICK
 from examples.demo.run_folder import RunFolder
 from examples.demo.stages import Machine, build_stages
@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except StageFailed as failure:
+    except StageError as failure:
         print(f"error: {failure}; once mended, the same command goes on from here", file=sys.stderr)
         sys.exit(failure.status)
     print(run.report)

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.demo.pipeline import Stage
+from examples.demo.process import Command
 from examples.demo.profiles import Profile
 from examples.demo.run_folder import RunFolder
 
 TRAIN_CONFIG = Path("examples/demo/train.yaml")
+# Two are made at a time: these stand so that a picture is encoded before another dataset wants it too.
 DATASETS = {
     "pairs_draw": ("pairs_en", ("--picture-first", "0")),
+    "pairs_tones": ("pairs_tones", ("--picture-first", "0.3")),
+    "text": ("text", ()),
     "pairs_read": ("pairs_en", ("--picture-first", "1")),
     "pairs_world": ("pairs_world", ("--picture-first", "0")),
-    "pairs_tones": ("pairs_tones", ("--picture-first", "0.3")),
     "interleaved": ("interleaved", ()),
-    "text": ("text", ()),
 }
 VALIDATION = {
     "valid_world": ("valid_world", ("--picture-first", "0")),
@@ -45,9 +47,9 @@ class Machine:
         return {"OMP_NUM_THREADS": str(max(self.cores // self.processes, 1))}
 
     @property
-    def all_threads(self) -> dict[str, str]:
-        """Threads of a process on its own."""
-        return {"OMP_NUM_THREADS": str(self.cores)}
+    def half_of_threads(self) -> dict[str, str]:
+        """Threads of each of two commands at once."""
+        return {"OMP_NUM_THREADS": str(max(self.cores // 2, 1))}
 
 
 def build_stages(run: RunFolder, profile: Profile, machine: Machine) -> list[Stage]:
@@ -65,13 +67,20 @@ def build_stages(run: RunFolder, profile: Profile, machine: Machine) -> list[Sta
     ]
 
 
-def python(*words: object) -> tuple[str, ...]:
+def python(*words: object) -> Command:
     """A command of this Python."""
     return (sys.executable, *map(str, words))
 
 
-def torchrun(processes: int, *words: object) -> tuple[str, ...]:
-    """A command of several processes on this machine."""
+def one(command: Command) -> tuple[tuple[Command, ...], ...]:
+    """The chains of a stage of one command."""
+    return ((command,),)
+
+
+def torchrun(processes: int, *words: object) -> Command:
+    """A command of one or more processes on this machine."""
+    if processes == 1:
+        return python(*words)
     return python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, *words)
 
 
@@ -80,7 +89,7 @@ def raw_stage(run: RunFolder, profile: Profile) -> Stage:
     return Stage(
         name="raw",
         title="Raw data from installed packages",
-        commands=(python("-m", "examples.demo.make_raw_data", "--output", run.raw, *profile.raw_flags),),
+        chains=one(python("-m", "examples.demo.make_raw_data", "--output", run.raw, *profile.raw_flags)),
         outputs=(run.raw,),
         inputs=(Path("examples/demo/prompts.json"), Path("requirements.txt")),
         expected_seconds=profile.expected_seconds["raw"],
@@ -96,7 +105,7 @@ def text_tokenizer_stage(run: RunFolder, profile: Profile) -> Stage:
     return Stage(
         name="text_tokenizer",
         title="Text tokenizer",
-        commands=(python(*tool, *vocabulary, "--grid", grid),),
+        chains=one(python(*tool, *vocabulary, "--grid", grid)),
         outputs=(run.tokenizer,),
         needs=("raw",),
         expected_seconds=profile.expected_seconds["text_tokenizer"],
@@ -111,7 +120,7 @@ def image_tokenizer_stage(run: RunFolder, profile: Profile, machine: Machine) ->
     return Stage(
         name="image_tokenizer",
         title="Image tokenizer",
-        commands=(torchrun(machine.processes, *tool, *shape, *profile.image_tokenizer_flags),),
+        chains=one(torchrun(machine.processes, *tool, *shape, *profile.image_tokenizer_flags)),
         outputs=(run.image_tokenizer,),
         needs=("raw",),
         expected_seconds=profile.expected_seconds["image_tokenizer"],
@@ -123,23 +132,24 @@ def shards_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     """Each dataset planned, made and verified; a picture that stands in several is encoded once."""
     tool = "tools/preprocess_data.py"
     cache = ("--code-cache", run.root / "picture_codes")
-    commands = []
+    chains = []
     for name, (source, flags) in {**DATASETS, **VALIDATION}.items():
         output = ("--output", run.shards / name)
         tokenizers = ["--tokenizer", run.tokenizer]
         if not source.endswith("text"):
             tokenizers += ["--image-tokenizer", run.image_tokenizer]
-        commands.append(python(tool, "plan", "--input", run.raw / source, *output, *tokenizers, *flags))
-        commands.append(python(tool, "run", *output, *cache))
-        commands.append(python(tool, "verify", *output))
+        plan = python(tool, "plan", "--input", run.raw / source, *output, *tokenizers, *flags)
+        chains.append((plan, python(tool, "run", *output, *cache), python(tool, "verify", *output)))
     return Stage(
         name="shards",
         title="Shards of tokens",
-        commands=tuple(commands),
+        chains=tuple(chains),
         outputs=(run.shards, run.root / "picture_codes"),
         needs=("text_tokenizer", "image_tokenizer"),
         expected_seconds=profile.expected_seconds["shards"],
-        environment=machine.all_threads,
+        environment=machine.half_of_threads,
+        at_once=2,
+        quiet=True,
     )
 
 
@@ -162,7 +172,7 @@ def training_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     return Stage(
         name="training",
         title="Training",
-        commands=(torchrun(machine.processes, *words),),
+        chains=one(torchrun(machine.processes, *words)),
         outputs=(run.training,),
         needs=("text_tokenizer", "image_tokenizer", "shards"),
         inputs=(TRAIN_CONFIG,),
@@ -179,19 +189,21 @@ def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
         *("training.precision=fp32", "training.log_every=1", "training.validate_every=0"),
         *("logging.tensorboard=false", "logging.drawing.prompts=[]"),
     )
-    commands = []
+    chains = []
     for name, (processes, layout) in LAYOUTS.items():
         words = ("tools/train.py", TRAIN_CONFIG, *training_overrides(run, profile), *short, *layout)
-        commands.append(torchrun(processes, *words, f"output_dir={run.layouts / name}"))
+        chains.append((torchrun(processes, *words, f"output_dir={run.layouts / name}"),))
     return Stage(
         name="layouts",
         title="The first steps under four layouts",
-        commands=tuple(commands),
+        chains=tuple(chains),
         outputs=(run.layouts,),
         needs=("text_tokenizer", "image_tokenizer", "shards"),
         inputs=(TRAIN_CONFIG,),
         expected_seconds=profile.expected_seconds["layouts"],
-        environment={"OMP_NUM_THREADS": str(max(machine.cores // 2, 1)), "CUDA_VISIBLE_DEVICES": ""},
+        environment={"OMP_NUM_THREADS": str(max(machine.cores // 4, 1)), "CUDA_VISIBLE_DEVICES": ""},
+        at_once=2,
+        quiet=True,
     )
 
 
@@ -203,19 +215,20 @@ def generation_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stag
         "continue": ("--modality", "text", "--max-new-tokens", "100"),
         "interleaved": ("--modality", "both", "--repetition-penalty", "1", "--max-pictures", "4"),
     }
-    commands = []
+    chains = []
     for name, flags in uses.items():
         words = ("tools/generate.py", run.training, "--prompts", run.prompts(name), "--output", run.generated / name)
-        processes = machine.processes if name == "draw" else 1
-        commands.append(torchrun(processes, *words, *flags))
+        chains.append((python(*words, *flags),))
     return Stage(
         name="generation",
         title="Drawing, reading and writing",
-        commands=tuple(commands),
+        chains=tuple(chains),
         outputs=(run.generated,),
         needs=("training",),
         expected_seconds=profile.expected_seconds["generation"],
-        environment=machine.threads,
+        environment=machine.half_of_threads,
+        at_once=2,
+        quiet=True,
     )
 
 
@@ -225,7 +238,7 @@ def evaluation_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stag
     return Stage(
         name="evaluation",
         title="Evaluation",
-        commands=(torchrun(machine.processes, "tools/evaluate.py", "retrieval", run.training, *files),),
+        chains=one(torchrun(machine.processes, "tools/evaluate.py", "retrieval", run.training, *files)),
         outputs=(run.evaluation,),
         needs=("training",),
         expected_seconds=profile.expected_seconds["evaluation"],
@@ -239,7 +252,7 @@ def report_stage(run: RunFolder, profile: Profile) -> Stage:
     return Stage(
         name="report",
         title="Report",
-        commands=(python("-m", "examples.demo.report", "--run", run.root),),
+        chains=one(python("-m", "examples.demo.report", "--run", run.root)),
         outputs=(run.report,),
         needs=("evaluation", "generation", "layouts"),
         inputs=(templates / "report.html.j2", templates / "style.css"),
