@@ -17,6 +17,13 @@ from megachameleon import __version__
 from megachameleon.console import run_tool, tool_parser
 from megachameleon.files import write_text
 
+KINDS = {
+    "seen English": ("English names", "The caption and the picture were in the training data together."),
+    "seen language": ("Other languages", "Likewise, in one of 13 other languages."),
+    "held-out language": ("Held-out languages", "The picture was seen under its other names, never under this one."),
+    "seen skin tone": ("Skin tones", "These combinations were in the training data."),
+    "held-out skin tone": ("Held-out skin tones", "The figure was seen, and the tone was seen, never both together."),
+}
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = (
     *("torch", "megatron-core", "numpy", "sentencepiece", "safetensors", "pillow"),
@@ -68,30 +75,24 @@ def gather(run: RunFolder) -> dict[str, Any]:
         "retrieval": report_metrics.retrieval_table(run.evaluation),
         "versions": versions(),
         "machine": machine(),
-        "run": run.root,
+        "kind_titles": {kind: title for kind, (title, _) in KINDS.items()},
+        "run": shown(run.root),
     }
 
 
 def by_kind(drawings: Sequence[report_pictures.Drawing]) -> list[Mapping[str, Any]]:
     """Drawings other than the fixed ones, grouped by what training has seen of their captions."""
-    about = {
-        "seen English": ("English names", "Seen in training."),
-        "seen language": ("Other languages", "These names, in these languages, were in the training data."),
-        "held-out language": (
-            "Held-out languages",
-            "The model has seen the picture under other languages' names, never under this one.",
-        ),
-        "seen skin tone": ("Skin tones", "These combinations were in the training data."),
-        "held-out skin tone": (
-            "Held-out skin tones",
-            "The model has seen the figure and the tone, never both together.",
-        ),
-    }
     groups = []
-    for kind, (title, text) in about.items():
+    for kind, (title, text) in KINDS.items():
         if chosen := [d for d in drawings if d.kind == kind]:
             groups.append({"title": title, "text": text, "held_out": kind.startswith("held-out"), "drawings": chosen})
     return groups
+
+
+def shown(path: Path) -> str:
+    """A path as a person types it: relative where it lies below the current folder."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def versions() -> dict[str, str]:
