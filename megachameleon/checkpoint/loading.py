@@ -81,6 +81,24 @@ def require_same_model(checkpoint: Path, saved: ModelConfig, wanted: ModelConfig
             )
 
 
+def require_same_optimizer(checkpoint: Path, saved: RunConfig, wanted: RunConfig) -> None:
+    """Refuse to resume with an optimizer whose state is stored otherwise.
+
+    Raises:
+        ValueError: precision or kind of optimizer differ.
+    """
+    pairs = {
+        "parallel.distributed_optimizer": (saved.parallel.distributed_optimizer, wanted.parallel.distributed_optimizer),
+        "training.precision": (saved.training.precision, wanted.training.precision),
+    }
+    for name, (a, b) in pairs.items():
+        if a != b:
+            raise ValueError(
+                f"{checkpoint}: was trained with {name}={a}, the configuration says {b}, and the optimizer's state "
+                f"does not carry over between them yet; set {name}={a}"
+            )
+
+
 def _verify_share(checkpoint: Path, manifest: CheckpointManifest, context: ParallelContext) -> None:
     """Check the hashes of this rank's share of the files; together the ranks check them all."""
     names = sorted(manifest.files)

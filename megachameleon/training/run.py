@@ -1,10 +1,8 @@
 """From a configuration to a finished run: the library behind tools/train.py."""
 
 import os
-from pathlib import Path
 
-from megachameleon.checkpoint.folder import CONFIG_FILE
-from megachameleon.config import RunConfig, save_config
+from megachameleon.config import RunConfig
 from megachameleon.parallel.context import parallel_context
 
 
@@ -27,9 +25,4 @@ def train(config: RunConfig) -> None:
             if context.is_main:
                 print(f"{config.output_dir}: already finished at step {trainer.step}")
             return
-        if context.is_main:
-            folder = Path(config.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_config(trainer.config, folder / CONFIG_FILE)
-        context.barrier()
         trainer.run()

@@ -8,10 +8,16 @@ from typing import Literal
 
 import torch
 
-from megachameleon.checkpoint.folder import complete_checkpoints
-from megachameleon.checkpoint.loading import load_checkpoint, require_same_model, saved_config, saved_vocabulary
+from megachameleon.checkpoint.folder import CONFIG_FILE, complete_checkpoints
+from megachameleon.checkpoint.loading import (
+    load_checkpoint,
+    require_same_model,
+    require_same_optimizer,
+    saved_config,
+    saved_vocabulary,
+)
 from megachameleon.checkpoint.saving import save_checkpoint
-from megachameleon.config import RunConfig
+from megachameleon.config import RunConfig, save_config
 from megachameleon.files import require_free_space
 from megachameleon.model.decoder import build_decoder
 from megachameleon.model.kernels.table import choose_kernels
@@ -58,6 +64,9 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step, validating and saving on the way."""
+        if self.context.is_main:
+            save_config(self.config, self.folder / CONFIG_FILE)
+        self.context.barrier()
         try:
             for callback in self.callbacks:
                 callback.on_start(self)
@@ -135,7 +144,9 @@ class Trainer:
         if not found:
             return
         checkpoint = found[-1]
-        require_same_model(checkpoint, saved_config(checkpoint).model, self.config.model)
+        before = saved_config(checkpoint)
+        require_same_model(checkpoint, before.model, self.config.model)
+        require_same_optimizer(checkpoint, before, self.config)
         manifest = load_checkpoint(checkpoint, self.state.model, self.state.optimizer, self.context)
         saved = saved_vocabulary(checkpoint, manifest)
         saved.require_same(self.data.vocabulary, f"checkpoint {checkpoint}", "data.tokenizer")

@@ -16,18 +16,27 @@ class WorkerPool:
     """`run(n, function, *args)` calls a module-level function in n processes that can form a gloo group."""
 
     def __init__(self, size: int) -> None:
+        self._size = size
+        self._start()
+
+    def _start(self) -> None:
         context = mp.get_context("spawn")
-        self._jobs = [context.Queue() for _ in range(size)]
+        self._jobs = [context.Queue() for _ in range(self._size)]
         self._results = context.Queue()
         self._processes = [
             context.Process(target=_serve, args=(rank, self._jobs[rank], self._results), daemon=True)
-            for rank in range(size)
+            for rank in range(self._size)
         ]
         for process in self._processes:
             process.start()
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Results by rank."""
+        """Results by rank.
+
+        Raises:
+            AssertionError: a rank raised; carries its traceback. The workers are then started anew, since the other
+                ranks may wait for it for ever.
+        """
         port = _free_port()
         for rank in range(world_size):
             self._jobs[rank].put((world_size, port, function, args))
@@ -36,8 +45,11 @@ class WorkerPool:
             try:
                 rank, result, error = self._results.get(timeout=CASE_TIMEOUT)
             except queue.Empty:
-                raise TimeoutError(f"a worker did not answer within {CASE_TIMEOUT} s") from None
+                rank, result, error = -1, None, f"no answer within {CASE_TIMEOUT} s"
             if error:
+                if world_size > 1:
+                    self.close()
+                    self._start()
                 raise AssertionError(f"rank {rank}:\n{error}")
             results[rank] = result
         return results
@@ -45,7 +57,8 @@ class WorkerPool:
     def close(self) -> None:
         """Stop the workers."""
         for process in self._processes:
-            process.terminate()
+            process.kill()
+            process.join()
 
 
 def _serve(rank: int, jobs: Any, results: Any) -> None:

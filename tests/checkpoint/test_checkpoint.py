@@ -1,0 +1,205 @@
+"""Checkpoints: bit-equal resume, any layout, complete or invisible, clear refusals."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from cases import run_training
+from whole import relative_errors
+
+from megachameleon.checkpoint.folder import complete_checkpoints, delete_old, read_manifest, resolve_checkpoint
+from megachameleon.checkpoint.plain import from_plain, to_plain
+from megachameleon.checkpoint.tensors import index_from_json
+from megachameleon.files import read_json, write_json
+
+TRAIN = ["training.num_steps=6", "checkpoint.every=3", "checkpoint.keep_last=3", "model.dropout=0.1"]
+
+
+def forget_last(config, output):
+    """A copy of a finished run as it was after its first checkpoint."""
+    source, target = Path(config.output_dir), Path(config.output_dir).parent / output
+    shutil.copytree(source, target)
+    shutil.rmtree(target / "checkpoints" / "step_00000006")
+    return replace(config, output_dir=str(target))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides"),
+    [
+        (1, []),
+        (1, ["training.precision=bf16"]),
+        (2, ["parallel.tensor_parallel=2", "training.precision=bf16"]),
+        (2, ["parallel.pipeline_parallel=2"]),
+        (2, ["parallel.distributed_optimizer=true", "training.precision=bf16"]),
+    ],
+    ids=["fp32", "bf16", "tensor 2, bf16", "pipeline 2", "distributed optimizer, bf16"],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(workers, config, world_size, overrides):
+    settings = config(*TRAIN, *overrides)
+    _, _, expected = workers.run(world_size, run_training, settings)[0]
+    resumed = forget_last(settings, "resumed")
+    start, end, got = workers.run(world_size, run_training, resumed)[0]
+    assert (start, end) == (3, 6)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    one, other = (Path(c.output_dir) / "metrics.jsonl" for c in (settings, resumed))
+    assert losses(one) == losses(other)
+    assert [row["step"] for row in losses(one)] == [1, 2, 3, 4, 5, 6]
+
+
+def losses(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: r[k] for k in ("step", "loss", "grad_norm", "lr", "tokens")} for r in rows if r["kind"] == "train"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((2, ["parallel.tensor_parallel=2"]), (1, [])),
+        ((2, ["parallel.pipeline_parallel=2"]), (2, ["parallel.tensor_parallel=2"])),
+        ((1, []), (4, ["parallel.tensor_parallel=2", "parallel.pipeline_parallel=2"])),
+        (
+            (2, ["parallel.distributed_optimizer=true"]),
+            (2, ["parallel.distributed_optimizer=true", "parallel.pipeline_parallel=2"]),
+        ),
+    ],
+    ids=["tensor 2 to 1", "pipeline 2 to tensor 2", "1 to tensor 2 x pipeline 2", "distributed: data 2 to pipeline 2"],
+)
+def test_another_layout_goes_on_with_the_same_state(workers, config, before, after):
+    """Three more steps after the load: a wrong step count of Adam shows from the second on. Bound as for layouts."""
+    base = [*TRAIN, "model.dropout=0"]
+    settings = config(*base, *before[1])
+    _, _, expected = workers.run(before[0], run_training, settings)[0]
+    resumed = forget_last(config(*base, *after[1]), "resumed")
+    start, _, got = workers.run(after[0], run_training, resumed)[0]
+    assert start == 3
+    assert max(relative_errors(got, expected).values()) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def finished(workers, module_config):
+    settings = module_config(*TRAIN)
+    workers.run(1, run_training, settings)
+    return settings
+
+
+@pytest.fixture
+def run_copy(finished, tmp_path):
+    shutil.copytree(finished.output_dir, tmp_path / "copy")
+    return replace(finished, output_dir=str(tmp_path / "copy"))
+
+
+def refusal(workers, settings):
+    with pytest.raises(AssertionError) as caught:
+        workers.run(1, run_training, settings)
+    return str(caught.value).strip().splitlines()[-1]
+
+
+def more_steps(settings):
+    return replace(settings, training=replace(settings.training, num_steps=9))
+
+
+def test_a_finished_run_is_left_alone(workers, run_copy):
+    start, end, _ = workers.run(1, run_training, run_copy)[0]
+    assert (start, end) == (6, 6)
+
+
+def test_what_has_no_manifest_does_not_exist(workers, run_copy):
+    root = Path(run_copy.output_dir) / "checkpoints"
+    (root / "step_00000006" / "manifest.json").unlink()
+    assert [path.name for path in complete_checkpoints(root)] == ["step_00000003"]
+    assert resolve_checkpoint(Path(run_copy.output_dir)).name == "step_00000003"
+    start, _, _ = workers.run(1, run_training, run_copy)[0]
+    assert start == 3
+
+
+def test_a_flipped_bit_is_noticed(workers, run_copy):
+    path = Path(run_copy.output_dir) / "checkpoints/step_00000006/tensors_00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert "tensors_00000.safetensors: its SHA-256 differs" in refusal(workers, more_steps(run_copy))
+
+
+def test_a_truncated_file_is_noticed(run_copy):
+    checkpoint = Path(run_copy.output_dir) / "checkpoints/step_00000006"
+    path = checkpoint / "tensors_00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"tensors_00000\.safetensors: \d+ bytes, the manifest says \d+"):
+        read_manifest(checkpoint)
+
+
+def test_another_model_is_refused(workers, run_copy):
+    other = replace(run_copy, model=replace(run_copy.model, num_layers=4))
+    assert "was trained with model.num_layers=2, the configuration says 4" in refusal(workers, other)
+
+
+def test_another_optimizer_is_refused(workers, run_copy):
+    settings = more_steps(run_copy)
+    other = replace(settings, parallel=replace(settings.parallel, distributed_optimizer=True))
+    assert "was trained with parallel.distributed_optimizer=False" in refusal(workers, other)
+    other = replace(settings, training=replace(settings.training, precision="bf16"))
+    assert "was trained with training.precision=fp32" in refusal(workers, other)
+
+
+def test_other_data_is_refused(workers, run_copy):
+    settings = more_steps(run_copy)
+    other = replace(settings, training=replace(settings.training, seed=5))
+    assert "came from other data, seed, sequence_length or weights" in refusal(workers, other)
+
+
+def test_another_vocabulary_is_refused(workers, run_copy):
+    path = Path(run_copy.output_dir) / "checkpoints/step_00000006/manifest.json"
+    manifest = read_json(path)
+    manifest["vocabulary"]["image_grid"] = [4, 2]
+    write_json(path, manifest)
+    assert "has image_grid=" in refusal(workers, more_steps(run_copy))
+
+
+def test_a_later_stage_may_be_appended(workers, run_copy):
+    first, second = run_copy.data.stages
+    stages = (first, replace(second, samples=16), replace(second, weights={"text": 1.0}))
+    longer = replace(more_steps(run_copy), data=replace(run_copy.data, stages=stages))
+    start, end, _ = workers.run(1, run_training, longer)[0]
+    assert (start, end) == (6, 9)
+
+
+def test_old_checkpoints_are_deleted_and_leftovers_with_them(tmp_path):
+    for step in (1, 2, 3):
+        folder = tmp_path / f"step_{step:08d}"
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+    (tmp_path / ".step_00000004.tmp").mkdir()
+    delete_old(tmp_path, keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def test_file_names_cannot_leave_the_folder(run_copy):
+    values = {"w": {"shape": [1], "dtype": "float32", "parts": [["../../etc/passwd", "w@0", [0], [1]]]}}
+    with pytest.raises(ValueError, match="leaves the checkpoint's folder"):
+        index_from_json(values, origin="index.json")
+    checkpoint = Path(run_copy.output_dir) / "checkpoints/step_00000006"
+    manifest = read_json(checkpoint / "manifest.json")
+    manifest["files"]["../outside"] = {"size": 1, "sha256": ""}
+    write_json(checkpoint / "manifest.json", manifest)
+    with pytest.raises(ValueError, match="leaves the checkpoint's folder"):
+        read_manifest(checkpoint)
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(finished):
+    checkpoint = resolve_checkpoint(Path(finished.output_dir))
+    assert {path.suffix for path in checkpoint.iterdir()} == {".json", ".yaml", ".safetensors"}
+
+
+def test_no_checkpoint_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="no complete checkpoint here"):
+        resolve_checkpoint(tmp_path)
+
+
+def test_plain_values_survive():
+    state = {"groups": [{"lr": 0.1, "betas": (0.9, 0.95)}], "state": {0: {}, 1: {"step": torch.tensor(7.0)}}, "n": None}
+    back = from_plain(json.loads(json.dumps(to_plain(state))))
+    assert back["groups"] == [{"lr": 0.1, "betas": [0.9, 0.95]}] and back["n"] is None
+    assert set(back["state"]) == {0, 1} and torch.equal(back["state"][1]["step"], torch.tensor(7.0))
