@@ -167,8 +167,9 @@ def check(stage: Stage, outcome: Outcome) -> None:
     if failure := outcome.failure:
         said = f"{failure.last_words}\n" if failure.last_words else ""
         line = " ".join(failure.command)
+        above = "; the reason stands above torchrun's own lines" if "torch.distributed.run" in failure.command else ""
         raise StageError(
-            f"{said}stage {stage.name!r} failed with exit status {failure.status}; its command was: {line}",
+            f"{said}stage {stage.name!r} failed with exit status {failure.status}{above}; its command was: {line}",
             failure.status if failure.status in (1, 2) else 1,
         )
 

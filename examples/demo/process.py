@@ -59,7 +59,7 @@ def run_chains(
 ) -> Outcome:
     """Run chains of commands, each chain in order, `at_once` chains at a time; the first failure ends all.
 
-    An interruption reaches the commands too: they get time to end, and are then killed with their children.
+    An interruption is passed on to the commands: they get time to end, and are then killed with their children.
 
     Args:
         environment: variables beside those of this process.
@@ -96,21 +96,23 @@ def run_chains(
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        stop([one.process for one in running])
+        stop(running)
     seconds = time.monotonic() - started
     return Outcome(seconds=seconds, peak_memory_mb=peak / 2**20, failure=failure, interrupted=interrupted)
 
 
 def start(chain: deque[Command], environment: Mapping[str, str], folder: Path, log: Path | None) -> Running:
-    """Start the first command of a chain."""
+    """Start the first command of a chain; in a session of its own, so that Ctrl-C is ours to pass on."""
     command = chain.popleft()
     variables = {**os.environ, **environment}
     if log is None:
-        process = subprocess.Popen(command, env=variables, cwd=folder)
+        process = subprocess.Popen(command, env=variables, cwd=folder, start_new_session=True)
     else:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
-            process = subprocess.Popen(command, env=variables, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=variables, cwd=folder, start_new_session=True, stdout=file, stderr=subprocess.STDOUT
+            )
     return Running(process=process, command=command, following=chain, log=log)
 
 
@@ -119,20 +121,25 @@ def was_interrupted(status: int) -> bool:
     return status in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Ask processes to end, wait, and kill those that do not, with their children."""
-    families = {process.pid: family_of(process.pid) for process in processes}
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + SECONDS_TO_STOP
-    for process in processes:
-        try:
-            process.wait(timeout=max(deadline - time.monotonic(), 0.1))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            for member in families[process.pid]:
-                with suppress(psutil.Error):
-                    member.kill()
-            process.wait()
+def stop(running: Sequence[Running]) -> None:
+    """Interrupt processes and their children, wait, and kill those that do not end.
+
+    torchrun's launcher would explain its own end at length, and its workers need it no more: it is killed at once.
+    """
+    launchers = [one.process for one in running if "torch.distributed.run" in one.command]
+    members = [member for one in running for member in family_of(one.process.pid)]
+    for launcher in launchers:
+        launcher.kill()
+    for member in members:
+        with suppress(psutil.Error):
+            member.send_signal(signal.SIGINT)
+    with suppress(KeyboardInterrupt):
+        psutil.wait_procs(members, timeout=SECONDS_TO_STOP)
+    for member in members:
+        with suppress(psutil.Error):
+            member.kill()
+    for one in running:
+        one.process.wait()
 
 
 def family_of(pid: int) -> list[psutil.Process]:

@@ -36,7 +36,8 @@ def main(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--again: {name!r} is no stage; the stages are {', '.join(names)}")
     pipeline = Pipeline(stages, run.stages_json, PROJECT)
     pipeline.forget(arguments.again)
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
         pipeline.run()
     except KeyboardInterrupt:
@@ -49,7 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat a request to end like Ctrl-C."""
+    """Treat a request to end, or a terminal that closes, like Ctrl-C."""
     raise KeyboardInterrupt
 
 
