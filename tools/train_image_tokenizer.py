@@ -7,7 +7,7 @@ from megachameleon.console import run_tool, tool_parser
 
 EXAMPLES = """\
   python tools/train_image_tokenizer.py --input data/captioned.tar data/more-pictures/ --output tokenizers/image \\
-      --image-size 64 --grid 8 --num-codes 1024 --steps 1000
+      --image-size 64 --grid 8 --num-codes 1024 --steps 750
   torchrun --nproc-per-node 2 tools/train_image_tokenizer.py --input data/*.tar --output tokenizers/image
 
 Writes image_tokenizer.json, image_tokenizer.safetensors, metrics.jsonl, report.json, reconstructions.png and
@@ -52,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--grid", type=int, default=8, help="rows and columns of codes (%(default)s)")
     add("--num-codes", type=int, default=1024, help="size of the codebook (%(default)s)")
     add("--code-dim", type=int, default=32, help="length of a code vector (%(default)s)")
-    add("--steps", type=int, default=1000, help="training steps (%(default)s)")
+    add("--steps", type=int, default=750, help="training steps (%(default)s)")
     add("--batch-size", type=int, default=32, help="pictures in a step, over all processes (%(default)s)")
-    add("--learning-rate", type=float, default=0.02, help="peak learning rate of Muon (%(default)s)")
+    add("--learning-rate", type=float, default=0.015, help="peak learning rate of Muon (%(default)s)")
     add("--held-out", type=int, default=200, help="pictures not trained on, at most a tenth (%(default)s)")
     add("--max-pictures", type=int, default=50_000, help="more are sampled down to this many (%(default)s)")
     add("--checkpoint-every", type=int, default=100, help="steps between checkpoints (%(default)s)")

@@ -27,11 +27,11 @@ EVALUATION_BATCH = 64
 class TrainingConfig:
     """How an image tokenizer is trained."""
 
-    steps: int = 1000
+    steps: int = 750
     batch_size: int = 32
     """Pictures in a step, over all processes."""
     num_codes: int = 512
-    learning_rate: float = 0.02
+    learning_rate: float = 0.015
     """Peak of Muon's, for kernels; warmed up over 30 steps, then a cosine down to a hundredth."""
     continuous_part: float = 0.1
     """Part of the steps before the codebook comes in."""
