@@ -14,7 +14,7 @@ class Profile:
     grid: int = 8
     """Rows and columns of picture codes."""
     num_codes: int = 1024
-    image_tokenizer_flags: tuple[str, ...] = ("--steps", "800")
+    image_tokenizer_flags: tuple[str, ...] = ("--steps", "750")
     training: tuple[str, ...] = ()
     """Overrides of train.yaml."""
     layout_steps: int = 4
