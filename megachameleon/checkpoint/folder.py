@@ -33,6 +33,8 @@ class CheckpointManifest:
     """Hash of all that decided the samples before that position."""
     versions: dict[str, str]
     vocabulary: dict[str, Any]
+    tokenizers: dict[str, str | None]
+    """Fingerprints of the `text` and `image` tokenizers that made the data."""
     files: dict[str, dict[str, Any]]
     """Size and SHA-256 by file name."""
     format: int = FORMAT

@@ -41,6 +41,7 @@ def save_checkpoint(
     step: int,
     consumed_samples: int,
     data_fingerprint: str,
+    tokenizers: dict[str, str | None],
 ) -> Path:
     """Save the state after `step` steps; all processes call it. Returns the checkpoint's folder."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -69,6 +70,7 @@ def save_checkpoint(
             data_fingerprint=data_fingerprint,
             versions=versions(),
             vocabulary=asdict(vocabulary),
+            tokenizers=tokenizers,
             files={**{name: record for name, record, _ in gathered}, **small},
         )
         final = publish(temporary, root, manifest, asdict)

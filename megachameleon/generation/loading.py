@@ -23,6 +23,8 @@ class CheckpointInfo:
     step: int
     config: RunConfig
     vocabulary: Vocabulary
+    tokenizers: dict[str, str | None]
+    """Fingerprints of the `text` and `image` tokenizers of its data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
         step=manifest.step,
         config=saved_config(checkpoint),
         vocabulary=saved_vocabulary(checkpoint, manifest),
+        tokenizers=manifest.tokenizers,
     )
 
 
@@ -63,6 +66,7 @@ def load_text_tokenizer(info: CheckpointInfo, folder: Path | None) -> TextTokeni
         raise ValueError(f"{found}: no such tokenizer folder; give --tokenizer DIR")
     tokenizer = TextTokenizer.load(found)
     info.vocabulary.require_same(tokenizer.vocabulary, f"checkpoint {info.path}", f"tokenizer {found}")
+    _require_fingerprint(info, "text", tokenizer.fingerprint, found)
     return tokenizer
 
 
@@ -86,7 +90,17 @@ def load_image_tokenizer(info: CheckpointInfo, folder: Path | None) -> ImageToke
             f"{found}: grid {mine[0]} with {mine[1]} codes, but checkpoint {info.path} was trained with grid "
             f"{wanted[0]} and {wanted[1]} codes; give the image tokenizer that made its data"
         )
+    _require_fingerprint(info, "image", tokenizer.fingerprint, found)
     return tokenizer
+
+
+def _require_fingerprint(info: CheckpointInfo, kind: str, mine: str, folder: Path) -> None:
+    wanted = info.tokenizers.get(kind)
+    if wanted not in (None, mine):
+        raise ValueError(
+            f"{folder}: is not the {kind} tokenizer that made the data of checkpoint {info.path} "
+            f"(fingerprint {mine}, not {wanted}); give that one"
+        )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Which samples each rank reads at each step: a pure function of the position in the blend."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -33,6 +33,8 @@ class TrainingData:
     train: BlendedSamples
     validation: dict[str, FirstSamples]
     vocabulary: Vocabulary
+    tokenizers: dict[str, str | None]
+    """Fingerprints of the `text` and `image` tokenizers that made the shards."""
 
 
 def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
@@ -65,6 +67,7 @@ def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
         train=blend,
         validation={name: FirstSamples(packed, limit) for name, packed in validation.items()},
         vocabulary=vocabulary,
+        tokenizers=_common_tokenizers({**train, **validation}),
     )
 
 
@@ -104,6 +107,20 @@ def _vocabulary(tokenizer: str) -> Vocabulary:
     from pathlib import Path
 
     return Vocabulary.load(Path(tokenizer))
+
+
+def _common_tokenizers(datasets: Mapping[str, PackedDataset]) -> dict[str, str | None]:
+    """The tokenizers that made all datasets: the same ids mean other words or pictures elsewhere."""
+    found: dict[str, str | None] = {"text": None, "image": None}
+    for name, packed in datasets.items():
+        for kind, fingerprint in (("text", packed.dataset.tokenizer), ("image", packed.dataset.image_tokenizer)):
+            if None not in (found[kind], fingerprint) and found[kind] != fingerprint:
+                raise ValueError(
+                    f"data: dataset {name} was made with another {kind} tokenizer ({fingerprint}) than the datasets "
+                    f"before it ({found[kind]}); preprocess all of them with the same one"
+                )
+            found[kind] = found[kind] or fingerprint
+    return found
 
 
 def _pack(name: str, paths: tuple[str, ...], data: DataConfig, vocabulary: Vocabulary, seed: int) -> PackedDataset:

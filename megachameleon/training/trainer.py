@@ -124,6 +124,7 @@ class Trainer:
             step=self.step,
             consumed_samples=self.consumed_samples,
             data_fingerprint=self._data_fingerprint(self.consumed_samples),
+            tokenizers=self.data.tokenizers,
         )
         for callback in self.callbacks:
             callback.on_checkpoint(self, self.step, str(path))

@@ -44,12 +44,12 @@ def run(tmp_path_factory):
     return root
 
 
-def _write_image_tokenizer(folder):
+def _write_image_tokenizer(folder, seed=0):
     from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
     from megachameleon.tokens.vq.quantizer import Codebook
     from megachameleon.tokens.vq.tokenizer import save_image_tokenizer
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = PatchConfig(image_size=8, grid=2, code_dim=4, fine_channels=8, coarse_channels=8)
     codebook = Codebook(16, 4)
     codebook.codes.normal_()
@@ -80,6 +80,7 @@ def _write_checkpoint(root, vocabulary):
     from megachameleon.config import KernelsConfig
     from megachameleon.model.decoder import build_decoder
     from megachameleon.model.kernels.table import choose_kernels
+    from megachameleon.tokens.vq import ImageTokenizer
 
     model = ModelConfig(
         vocab_size=vocabulary.size,
@@ -101,7 +102,13 @@ def _write_checkpoint(root, vocabulary):
         kernels = choose_kernels(KernelsConfig())
         decoder = build_decoder(model, config.parallel, kernels, context.groups, dtype=torch.float32, seed=0)
         position = {"step": 7, "consumed_samples": 7, "data_fingerprint": "x"}
-        save_checkpoint(root / "checkpoints", decoder, None, config, vocabulary, context, **position)
+        tokenizers = {
+            "text": TextTokenizer.load(root / "tokenizer").fingerprint,
+            "image": ImageTokenizer.load(root / "image_tokenizer").fingerprint,
+        }
+        save_checkpoint(
+            root / "checkpoints", decoder, None, config, vocabulary, context, tokenizers=tokenizers, **position
+        )
 
 
 def test_generate_draws_and_writes(run, tmp_path, capsys):
@@ -186,3 +193,10 @@ def test_evaluate_loss(run, tmp_path):
     assert losses["num_image_tokens"] == 2 * 4
     with pytest.raises(ValueError, match="not NAME=PATH"):
         call("evaluate", "loss", run, "--data", "shards", "--output", tmp_path)
+
+
+def test_another_image_tokenizer_is_refused(run, tmp_path):
+    other = tmp_path / "other"
+    _write_image_tokenizer(other, seed=1)
+    with pytest.raises(ValueError, match="is not the image tokenizer that made the data"):
+        call("generate", run, "--prompt", "red heart", "--image-tokenizer", other, "--output", tmp_path / "out")

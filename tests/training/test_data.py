@@ -1,0 +1,49 @@
+import pytest
+
+from megachameleon.data.shards import ShardWriter
+from megachameleon.tokens.vocabulary import Vocabulary
+from megachameleon.training.batches import open_data
+
+
+def write_shard(folder, vocabulary, *, image_tokenizer="i"):
+    with ShardWriter(folder / "shard", vocabulary, tokenizer="t", image_tokenizer=image_tokenizer) as writer:
+        for _ in range(4):
+            writer.add([vocabulary.bos, *vocabulary.encode_image([0] * vocabulary.codes_per_image), vocabulary.eos])
+        writer.commit()
+
+
+def open_with(config, name, folder):
+    settings = config(f"data.train.{name}=[{folder}]")
+    return open_data(settings.data, settings.training)
+
+
+def test_datasets_of_one_tokenizer_open(config, corpus):
+    settings = config()
+    data = open_data(settings.data, settings.training)
+    assert data.tokenizers == {"text": "t", "image": "i"}
+    assert set(data.train.datasets) == {"pairs", "text"} and len(data.validation["all"]) > 0
+
+
+def test_shards_of_another_vocabulary_are_refused(config, tmp_path):
+    write_shard(tmp_path / "other", Vocabulary.compact(num_text_ids=100, num_image_codes=16, image_grid=(4, 2)))
+    with pytest.raises(ValueError, match=r"has image_grid=\(2, 4\) but that of dataset other has \(4, 2\)"):
+        open_with(config, "other", tmp_path / "other")
+
+
+def test_shards_of_another_image_tokenizer_are_refused(config, corpus, tmp_path):
+    write_shard(tmp_path / "other", Vocabulary.load(corpus / "tokenizer"), image_tokenizer="j")
+    with pytest.raises(ValueError, match="made with another image tokenizer"):
+        open_with(config, "other", tmp_path / "other")
+
+
+def test_missing_and_empty_folders_are_refused(config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        with pytest.raises(ValueError, match=str(tmp_path / folder)):
+            open_with(config, "other", tmp_path / folder)
+
+
+def test_a_run_longer_than_its_stages_is_refused(config):
+    settings = config("data.stages=[{weights: {pairs: 1}, samples: 80}]")
+    with pytest.raises(ValueError, match=r"hold 80 samples, but training\.num_steps x global_batch_size = 160"):
+        open_data(settings.data, settings.training)
