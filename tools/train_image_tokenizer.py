@@ -59,7 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-pictures", type=int, default=50_000, help="more are sampled down to this many (%(default)s)")
     add("--checkpoint-every", type=int, default=100, help="steps between checkpoints (%(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
-    add("--threads", type=int, default=None, help="CPU threads of each process (default: share the cores)")
+    add(
+        "--threads", type=int, default=None, help="CPU threads of each process (default: OMP_NUM_THREADS, or all cores)"
+    )
     add("--seed", type=int, default=0, help="(%(default)s)")
     return parser
 

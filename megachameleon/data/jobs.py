@@ -1,6 +1,7 @@
 """Running the units of a plan, here or in several processes, and saying where they stand."""
 
 import multiprocessing
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -76,7 +77,7 @@ def verify_units(folder: Path) -> None:
     """Read every shard again and compare it with its manifest, its plan and itself.
 
     Raises:
-        ValueError: a unit is missing or was changed; names the first.
+        ValueError: a unit is missing or was changed; names the first and what mends it.
     """
     states = unit_states(folder)
     with progress_bar("verifying", len(states)) as bar:
@@ -114,7 +115,9 @@ def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
         for shard in shards:
             for index in range(len(shard)):
                 writer.add(shard.document(index))
-        quarantined = {name: count for shard in shards for name, count in shard.manifest.quarantined.items()}
+        quarantined: Counter[str] = Counter()  # a file's name may be that of others in other folders
+        for shard in shards:
+            quarantined.update(shard.manifest.quarantined)
         return writer.commit(
             inputs=[record for shard in shards for record in shard.manifest.inputs],
             quarantined=quarantined,

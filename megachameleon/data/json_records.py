@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,6 +76,17 @@ def read_jsonl(path: Path, file: IO[bytes], report: Callable[[int], None]) -> It
                 yield _parse(path, f"{path.name}:{number}", parse_json(line))
             except ValueError as error:
                 yield BadRecord(path.name, f"line {number}", str(error))
+
+
+def count_pictures(file: IO[bytes]) -> int:
+    """Pictures that the lines of JSONL name or hold; lines that cannot be read count for none."""
+    count = 0
+    for line in _lines(file):
+        if line is not None and b'"image' in line:  # lines of text alone are not worth parsing
+            with suppress(ValueError):
+                entries = require_segments(parse_json(line).get("segments"))
+                count += sum("text" not in entry for entry in entries)
+    return count
 
 
 def _parse(path: Path, origin: str, values: dict[str, Any]) -> SegmentsRecord:

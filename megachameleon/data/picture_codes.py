@@ -1,7 +1,8 @@
 """Encoded pictures to codes: decoded, prepared, run through the image tokenizer, and remembered by content."""
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,30 +31,42 @@ class CodeCache:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"codes-{fingerprint}.sqlite"
         self._size = codes_per_image
-        try:
+        with self._problems_named():
             self._connection = sqlite3.connect(self._path, timeout=120)
             self._connection.execute("CREATE TABLE IF NOT EXISTS codes (picture TEXT PRIMARY KEY, codes BLOB NOT NULL)")
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self._path}: unusable code cache ({error}); remove the file") from None
 
     def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """The codes int32 [codes_per_image] of those pictures that are known."""
+        """The codes int32 [codes_per_image] of those pictures that are known.
+
+        Raises:
+            ValueError: the file is damaged or locked for minutes; likewise `put`.
+        """
         found = {}
-        for key in keys:
-            row = self._connection.execute("SELECT codes FROM codes WHERE picture = ?", (key,)).fetchone()
-            if row is not None and len(row[0]) == 4 * self._size:
-                found[key] = np.frombuffer(row[0], dtype="<i4")
+        with self._problems_named():
+            for key in keys:
+                row = self._connection.execute("SELECT codes FROM codes WHERE picture = ?", (key,)).fetchone()
+                if row is not None and len(row[0]) == 4 * self._size:
+                    found[key] = np.frombuffer(row[0], dtype="<i4")
         return found
 
     def put(self, codes: dict[str, np.ndarray]) -> None:
         """Remember codes."""
         rows = [(key, value.astype("<i4").tobytes()) for key, value in codes.items()]
-        with self._connection:
+        with self._problems_named(), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO codes VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    @contextmanager
+    def _problems_named(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{self._path}: unusable code cache ({error}); remove the file, or choose another --code-cache"
+            ) from None
 
 
 class PictureCoder:

@@ -210,7 +210,7 @@ class _UnitRun:
         except DamagedArchiveError as error:
             if not self._plan.allow_damaged_archives:
                 raise
-            yield BadRecord(path.name, "end", str(error))
+            yield BadRecord(path.name, "end", error.reason)
 
     def _write(self, item: PlannedInput, batch: list[Record | BadRecord]) -> None:
         self._num_records += len(batch)
@@ -236,7 +236,9 @@ class _UnitRun:
         if not pictures:
             return {}, {}
         if self._coder is None:
-            raise ValueError(f"{item.path}: holds pictures; plan again with --image-tokenizer")
+            raise ValueError(
+                f"{item.path}: holds pictures; plan again with --image-tokenizer DIR and --replace, then run again"
+            )
         return self._coder.codes_of(pictures)
 
     def _require_tolerable(self, max_bad: float) -> None:

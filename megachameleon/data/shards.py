@@ -5,14 +5,17 @@ sequence a document, `PREFIX.spans` (where pictures lie) and `PREFIX.json`, the 
 has no matching manifest does not exist. The formats are in `shard_format`.
 """
 
+import glob
 import hashlib
 import os
+import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import psutil
 
 from megachameleon.data.manifest import DATA_SUFFIXES, FileRecord, ShardManifest, is_shard_manifest
 from megachameleon.data.plan import PLAN_FILE, planned_units
@@ -79,9 +82,8 @@ class ShardWriter:
         self._span_counts: list[int] = []
         self._spans: list[np.ndarray] = []
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = {
-            suffix: prefix.with_name(f".{prefix.name}{suffix}.{os.getpid()}.tmp") for suffix in DATA_SUFFIXES
-        }
+        _remove_orphans(prefix)
+        self._temporary = {suffix: _temporary_file(prefix, suffix, str(os.getpid())) for suffix in DATA_SUFFIXES}
         self._bin = self._temporary[".bin"].open("wb", buffering=WRITE_BUFFER)
 
     def __enter__(self) -> "ShardWriter":
@@ -169,6 +171,20 @@ class ShardWriter:
         manifest.save(manifest_path)
 
 
+def _temporary_file(prefix: Path, suffix: str, process: str) -> Path:
+    return prefix.with_name(f".{prefix.name}{suffix}.{socket.gethostname()}.{process}.tmp")
+
+
+def _remove_orphans(prefix: Path) -> None:
+    """Remove what writers of this shard have left that were killed on this machine; they cannot come back."""
+    for suffix in DATA_SUFFIXES:
+        pattern = _temporary_file(prefix.with_name(glob.escape(prefix.name)), suffix, "*").name
+        for path in prefix.parent.glob(pattern):
+            process = path.name.split(".")[-2]
+            if process.isdecimal() and not psutil.pid_exists(int(process)):
+                path.unlink(missing_ok=True)
+
+
 class ShardReader:
     """One shard, memory-mapped and checked when it is opened."""
 
@@ -221,13 +237,14 @@ class ShardReader:
         Raises:
             ValueError: a file was changed, or its ids are not whole documents of this vocabulary.
         """
+        remedy = f"remove {shard_file(self.prefix, '.json')} and preprocess again (preprocess_data.py run)"
         for suffix in DATA_SUFFIXES:
             path, record = shard_file(self.prefix, suffix), self.manifest.files[suffix]
             if sha256_of(path) != record.sha256:
-                raise ValueError(f"{path}: its SHA-256 is not the manifest's; the file was changed, preprocess again")
+                raise ValueError(f"{path}: its SHA-256 is not the manifest's, so the file was changed; {remedy}")
         for index in range(len(self)):
             if not np.array_equal(find_image_spans(self.document(index), self.vocabulary), self.image_spans(index)):
-                raise ValueError(f"{self.prefix}: spans of document {index} do not match its ids; preprocess again")
+                raise ValueError(f"{self.prefix}: spans of document {index} do not match its ids; {remedy}")
 
     def _check_size(self, suffix: str) -> None:
         path, expected = shard_file(self.prefix, suffix), self.manifest.files[suffix].bytes

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megachameleon.data.json_records import read_jsonl
+from megachameleon.data.json_records import count_pictures, read_jsonl
 from megachameleon.data.records import (
     BadRecord,
     CaptionedRecord,
@@ -83,8 +83,11 @@ def survey_source(path: Path) -> Survey:
     """Count text and pictures from the outside, and find a damaged archive before any work.
 
     Raises:
-        DamagedArchiveError: a tar is damaged or truncated.
+        DamagedArchiveError: the file is damaged or truncated.
     """
+    if path.name.endswith(JSONL_SUFFIXES):
+        with damage_reported(path), opened(path) as file:
+            return Survey(path.stat().st_size, count_pictures(file))
     if not path.name.endswith(TAR_SUFFIXES):
         return Survey(path.stat().st_size, 0)
     text_bytes = num_pictures = 0

@@ -40,6 +40,17 @@ Members = dict[str, bytes]
 class DamagedArchiveError(ValueError):
     """A file that ends early or is not what its name says; everything before the damage was read."""
 
+    def __init__(self, path: Path, damage: str) -> None:
+        super().__init__(path, damage)  # both, for an error that comes from another process is made anew from them
+        self.path = path
+        self.reason = f"damaged or truncated ({damage})"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.reason}; copy it again "
+            "(preprocess_data.py plan --allow-damaged-archives keeps what is before the damage)"
+        )
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
@@ -103,10 +114,7 @@ def damage_reported(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DamagedArchiveError(
-            f"{path}: damaged or truncated ({error}); copy it again "
-            "(preprocess_data.py plan --allow-damaged-archives keeps what is before the damage)"
-        ) from None
+        raise DamagedArchiveError(path, str(error)) from None
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -1,5 +1,8 @@
 import json
+import os
 import runpy
+import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +114,38 @@ def test_finished_units_are_left_alone_and_damaged_ones_made_again(make_plan):
     flipped = bytearray(path.read_bytes())
     flipped[5] ^= 1
     path.write_bytes(flipped)
-    with pytest.raises(ValueError, match=r"text\.bin: its SHA-256"):
+    manifest = folder / "00002-text.json"
+    with pytest.raises(ValueError, match=rf"text\.bin: its SHA-256.*remove {manifest} and preprocess again"):
         verify_units(folder)
+    manifest.unlink()
+    run_units(folder, RunOptions())
+    verify_units(folder)
+    assert shard_bytes(folder) == before
+
+
+def test_what_killed_runs_left_is_removed_and_what_others_write_stays(make_plan):
+    folder = make_plan()
+    dead, host = subprocess.Popen(["true"]), socket.gethostname()
+    dead.wait()
+    orphan = folder / f".00002-text.bin.{host}.{dead.pid}.tmp"
+    others = [
+        folder / f".00002-text.bin.{host}.{os.getppid()}.tmp",
+        folder / f".00002-text.bin.another-host.{dead.pid}.tmp",
+        folder / f".00002-text-too.bin.{host}.{dead.pid}.tmp",
+    ]
+    for path in (orphan, *others):
+        path.touch()
+    run_units(folder, RunOptions())
+    assert sorted(folder.glob(".*")) == sorted(others)
+
+
+def test_a_damaged_code_cache_is_named(make_plan, tmp_path):
+    folder, options = make_plan(), RunOptions(code_cache=tmp_path / "cache")
+    run_units(folder, options, number=0)
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:4096] + b"\xff" * 8192)
+    with pytest.raises(ValueError, match=r"codes-\w+\.sqlite: unusable code cache .* remove the file"):
+        run_units(folder, options)
 
 
 def test_a_failed_unit_leaves_nothing_and_the_others_stay(make_plan, raw, monkeypatch):
@@ -169,6 +202,12 @@ def test_damaged_archives_fail_the_plan_or_give_what_is_whole(make_plan, raw):
     state = run_units(folder, RunOptions())[1]
     assert 0 < state.manifest.num_documents < 10
     assert state.manifest.quarantined == {"pairs.tar": 1}
+    quarantined = json.loads((folder / "00001-pairs.quarantine.jsonl").read_text())
+    assert quarantined == {
+        "file": "pairs.tar",
+        "place": "end",
+        "reason": "damaged or truncated (unexpected end of data)",
+    }
 
 
 def test_changed_inputs_and_plans_are_refused(make_plan, raw, tokenizer_folder):
@@ -206,6 +245,11 @@ def test_tokenizers_that_do_not_fit_are_refused(raw, tmp_path, tokenizer_folder,
     replace(vocabulary, image_grid=(4, 4)).save(other)
     with pytest.raises(ValueError, match="--num-codes 8 --grid 2x2"):
         plan_preprocessing([raw], tmp_path / "out", other, image_tokenizer_folder, options)
+    (raw / "pairs.tar").unlink()
+    (raw / "mixed.tar").unlink()
+    write_jsonl(raw / "text.jsonl", {"segments": [{"text": "see"}, {"image_base64": "AAAA"}]})
+    with pytest.raises(ValueError, match=r"text\.jsonl: holds pictures; give the picture tokenizer"):
+        plan_preprocessing([raw], tmp_path / "out", tokenizer_folder, None, options)
     assert not (tmp_path / "out").exists()
 
 
@@ -243,6 +287,15 @@ def test_merged_shards_hold_all_documents(make_plan, tmp_path):
     merged = Dataset.open(tmp_path / "merged/all")
     assert all(np.array_equal(merged.document(i), dataset.document(i)) for i in range(len(dataset)))
     assert dataset_counts(merged)["pictures"] == dataset_counts(dataset)["pictures"] == 42
+
+
+def test_merged_shards_count_what_all_of_them_set_aside(make_plan, raw, tmp_path):
+    for name, bad in (("a", 1), ("b", 2)):
+        (raw / name).mkdir()
+        write_jsonl(raw / name / "same.jsonl", {"text": "good"}, *([b"{"] * bad))
+    folder = make_plan()
+    run_units(folder, RunOptions())
+    assert merge_shards(Dataset.open(folder).shards, tmp_path / "merged").quarantined == {"same.jsonl": 3}
 
 
 def test_the_page_shows_text_and_pictures(make_plan, tmp_path, raw, tokenizer_folder, image_tokenizer_folder):

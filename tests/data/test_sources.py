@@ -1,6 +1,7 @@
 import base64
 import gzip
 import io
+import pickle
 import tarfile
 
 import pytest
@@ -125,6 +126,21 @@ def test_damaged_headers_and_gzips_are_errors(tmp_path):
         (tmp_path / "b.jsonl.gz").write_bytes(content)
         with pytest.raises(DamagedArchiveError, match=r"b\.jsonl\.gz"):
             list(read_source(tmp_path / "b.jsonl.gz"))
+
+
+def test_pictures_of_jsonl_are_counted_where_they_count(tmp_path):
+    lines = [
+        {"segments": [{"text": '"image": no'}, {"image": "a.png"}, {"image_base64": "AA"}]},
+        {"text": "a text", "image": "metadata.png"},
+        {"segments": [{"image": "a.png", "text": "malformed"}]},
+        b'{"image',
+    ]
+    assert survey_source(write_jsonl(tmp_path / "a.jsonl", *lines)).num_pictures == 2
+
+
+def test_damage_is_told_across_processes(tmp_path):
+    error = DamagedArchiveError(tmp_path / "a.tar", "no end")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_jsonl_records(tmp_path):

@@ -15,11 +15,13 @@ def process_group(threads: int | None = None) -> Iterator[torch.device]:
     CUDA with NCCL when a GPU is there, otherwise the CPU with gloo.
 
     Args:
-        threads: CPU threads of this process; by default the cores are shared among this machine's processes.
+        threads: CPU threads of this process; by default what OMP_NUM_THREADS says (torchrun sets it to 1 if it is not
+            set), and without it all cores, shared among this machine's processes.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_processes))
+    if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_processes))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
