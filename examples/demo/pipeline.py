@@ -77,14 +77,18 @@ class Pipeline:
             if self.is_done(stage, fingerprints[stage.name]):
                 self.headline(number, "done")
                 continue
+            self.forget([later.name for later in self.stages if stage.name in later.needs])
             self.headline(number, f"about {in_words(self.expected(stage))}; the report in {in_words(self.remaining())}")
             self.run_stage(stage, fingerprints[stage.name])
 
     def forget(self, names: Sequence[str]) -> None:
-        """Let these stages be done anew."""
-        for name in names:
-            if name in self.entries:
-                self.save(self.entries[name] | {"done": False, "fingerprint": ""})
+        """Let these stages be done anew, and all that need them."""
+        again = set(names)
+        for stage in self.stages:
+            if stage.name in again or again & set(stage.needs):
+                again.add(stage.name)
+                if stage.name in self.entries:
+                    self.save(self.entries[stage.name] | {"done": False, "fingerprint": ""})
 
     def run_stage(self, stage: Stage, fingerprint: str) -> None:
         """Run one stage, from its beginning unless the very same stage was interrupted before."""

@@ -1,6 +1,7 @@
 """Stages are done once, resumed when interrupted, and done anew when what they depend on has changed."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -70,6 +71,21 @@ def test_removed_results_are_made_again(tmp_path):
     (tmp_path / "a").rmdir()
     run(tmp_path, stage(tmp_path, "a", "pass"))
     assert runs(tmp_path, "a") == 1
+
+
+def test_what_needs_a_stage_that_is_done_again_is_done_again(tmp_path):
+    def log(name: str, *needs: str) -> Stage:
+        return stage(tmp_path, name, f"open(r'{tmp_path}/log', 'a').write('{name}')", needs=needs)
+
+    stages = (log("a"), log("b", "a"), log("c"), log("d", "b"))
+    run(tmp_path, *stages)
+    pipeline = Pipeline(stages, tmp_path / "stages.json", tmp_path)
+    pipeline.forget(["b"])
+    pipeline.run()
+    assert (tmp_path / "log").read_text() == "abcd" + "bd"
+    shutil.rmtree(tmp_path / "a")
+    run(tmp_path, *stages)
+    assert (tmp_path / "log").read_text() == "abcd" + "bd" + "abd"
 
 
 def test_a_failure_names_the_stage_and_shows_the_end_of_its_log(tmp_path):
