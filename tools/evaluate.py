@@ -2,6 +2,7 @@
 """Measure a trained model: drawings, captions, losses."""
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,8 @@ def loss(arguments: argparse.Namespace) -> None:
         is_main = loaded.context.is_main
     if not is_main:
         return
-    _write_report(arguments.output / "losses.json", info, {"losses": reports})
+    losses = {name: {k: v if math.isfinite(v) else None for k, v in report.items()} for name, report in reports.items()}
+    _write_report(arguments.output / "losses.json", info, {"losses": losses})
     for name, report in reports.items():
         parts = ", ".join(f"{key} {report[key]:.4f}" for key in ("loss", "loss_text", "loss_image", "log_z"))
         print(f"{name}: {parts} over {report['num_tokens']:,} tokens")
@@ -157,9 +159,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(
         "Measure a trained model. Each command writes a JSON report into --output and prints its rates.",
         """\
-  python tools/evaluate.py retrieval runs/demo --prompts prompts.jsonl --gallery gallery --output out
-  python tools/evaluate.py captions runs/demo --prompts prompts.jsonl --gallery gallery --output out
-  python tools/evaluate.py loss runs/demo --data pairs=shards/valid_pairs --data text=shards/valid_text --output out
+  python tools/evaluate.py retrieval runs/demo/train --prompts runs/demo/raw/prompts/retrieval.jsonl \\
+      --gallery runs/demo/raw/gallery --output out
+  python tools/evaluate.py captions runs/demo/train --prompts runs/demo/raw/prompts/retrieval.jsonl \\
+      --gallery runs/demo/raw/gallery --limit 10 --output out
+  python tools/evaluate.py loss runs/demo/train --data world=runs/demo/shards/valid_world \\
+      --data text=runs/demo/shards/valid_text --output out
 
 a line of prompts.jsonl: {"text": "red heart", "key": "2764", "kind": "seen", "lang": "en"}; the gallery, a folder or a
 tar, has KEY.png for each key""",
@@ -216,6 +221,8 @@ def _add_sampling(command: argparse.ArgumentParser, *, greedy: bool) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Run the chosen command."""
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ValueError(f"--limit: {arguments.limit} must be at least 1")
     arguments.main(arguments)
 
 

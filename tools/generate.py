@@ -109,13 +109,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(
         "Continue prompts of text and pictures with text, pictures or both.",
         """\
-  python tools/generate.py runs/demo --prompt "red heart" --modality image --output out
-  python tools/generate.py runs/demo --image cat.png --modality text --output out
-  python tools/generate.py runs/demo --prompt "A cat: " --image cat.png --prompt " and a dog: " --output out
-  python tools/generate.py runs/demo --prompts prompts.jsonl --modality image --samples 4 --guidance 3 --output out
-  torchrun --standalone --nproc-per-node 2 tools/generate.py runs/demo --tensor-parallel 2 --prompt "def " --output out
+  python tools/generate.py runs/demo/train --prompt "red heart" --modality image --output out
+  python tools/generate.py runs/demo/train --image runs/demo/raw/gallery/2764.png --modality text --output out
+  python tools/generate.py runs/demo/train --prompt "A cat: " --image runs/demo/raw/gallery/1f431.png \\
+      --prompt " and a dog: " --output out
+  python tools/generate.py runs/demo/train --prompts runs/demo/raw/prompts/draw.jsonl --modality image --output out
+  torchrun --standalone --nproc-per-node 2 tools/generate.py runs/demo/train --tensor-parallel 2 --prompt "def " \\
+      --output out
 
-a line of prompts.jsonl: {"segments": [{"text": "a cat: "}, {"image": "cat.png"}]} or {"text": "a cat"}""",
+a line of the file of --prompts: {"segments": [{"text": "a cat: "}, {"image": "cat.png"}]} or {"text": "a cat"}""",
     )
     parser.add_argument("checkpoint", type=Path, help="a run's folder (its newest checkpoint) or a checkpoint")
     given = parser.add_argument_group("prompt", "repeatable, read in the order given; none begins an empty document")

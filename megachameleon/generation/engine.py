@@ -74,7 +74,7 @@ def _limit(
     if wants_picture and room < vocabulary.image_length:
         raise ValueError(
             f"prompt {row} leaves room for {room} ids but a picture has {vocabulary.image_length}; "
-            "shorten the prompt or raise max_new_tokens"
+            f"{'shorten the prompt' if room == context_length - len(ids) else 'raise max_new_tokens'}"
         )
     return len(ids) + room
 

@@ -96,12 +96,17 @@ def require_fits(
     settings: GenerationSettings,
     vocabulary: Vocabulary,
 ) -> None:
-    """Refuse prompts that leave no room, before the model is loaded.
+    """Refuse prompts and settings that leave no room, before the model is loaded.
 
     Raises:
-        ValueError: names the prompt, its length and the context.
+        ValueError: names the prompt, its length and the context, or `--max-new-tokens`.
     """
     wanted = vocabulary.image_length if settings.modality == "image" else 1
+    if settings.max_new_tokens is not None and settings.max_new_tokens < wanted:
+        raise ValueError(
+            f"--max-new-tokens: {settings.max_new_tokens} is less than the {wanted} ids of a picture; "
+            f"give at least {wanted}, or leave it out"
+        )
     for prompt, row in zip(prompts, ids, strict=True):
         if len(row) + wanted > context_length:
             raise ValueError(

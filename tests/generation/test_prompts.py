@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +68,7 @@ def test_prompts_must_fit(vocabulary):
     require_fits([prompt], [[0] * 4], 12, settings, vocabulary)
     with pytest.raises(ValueError, match="line 1: 5 ids leave no room for 8"):
         require_fits([prompt], [[0] * 5], 12, settings, vocabulary)
+    for enough in (8, None):
+        require_fits([prompt], [[0]], 12, replace(settings, max_new_tokens=enough), vocabulary)
+    with pytest.raises(ValueError, match="--max-new-tokens: 7 is less than the 8 ids of a picture; give at least 8"):
+        require_fits([prompt], [[0]], 12, replace(settings, max_new_tokens=7), vocabulary)

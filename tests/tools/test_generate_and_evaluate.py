@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -20,11 +21,17 @@ from megachameleon.tokens.vocabulary import Vocabulary
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def call(name, *arguments):
-    """Run a tool's main in this process."""
+def load(name):
+    """A tool as a module."""
     spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def call(name, *arguments):
+    """Run a tool's main in this process."""
+    tool = load(name)
     tool.main(tool.build_parser().parse_args([str(argument) for argument in arguments]))
 
 
@@ -142,6 +149,7 @@ def test_generate_modalities(run, tmp_path):
         (["--prompt", "sun", "--image-tokenizer", "nowhere"], "nowhere: no such image tokenizer folder"),
         (["--image", "nowhere.png"], "nowhere.png: no such picture"),
         (["--prompt", "0123456789" * 5], "--prompt: 51 ids leave no room for 1 more in the model's context of 48"),
+        (["--modality", "image", "--max-new-tokens", "5"], "--max-new-tokens: 5 is less than the 6 ids of a picture"),
         (["--temperature", "0"], "temperature=0.0 must be positive"),
         (["--prompt", "sun", "--prompts", "x.jsonl"], "--prompts: give either"),
         (["--prompt", "sun", "--tensor-parallel", "3"], "parallel.tensor_parallel: 3 does not divide"),
@@ -191,8 +199,34 @@ def test_evaluate_loss(run, tmp_path):
     vocabulary = Vocabulary.load(run / "tokenizer")
     assert losses["loss_text"] == pytest.approx(np.log(vocabulary.size), rel=0.05)
     assert losses["num_image_tokens"] == 2 * 4
+    assert _losses(run, _write_text_shards(tmp_path / "text", run), tmp_path)["loss_image"] is None
     with pytest.raises(ValueError, match="not NAME=PATH"):
         call("evaluate", "loss", run, "--data", "shards", "--output", tmp_path)
+
+
+def _losses(run, data, output):
+    call("evaluate", "loss", run, "--data", f"all={data}", "--output", output)
+    text = (output / "losses.json").read_text()
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["losses"]["all"]
+
+
+def _write_text_shards(folder, run):
+    text = TextTokenizer.load(run / "tokenizer")
+    with ShardWriter(folder / "x", text.vocabulary, tokenizer=text.fingerprint) as writer:
+        writer.add([text.vocabulary.bos, *text.encode("red heart"), text.vocabulary.eos])
+        writer.commit()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_examples_of_the_help_are_of_the_demo(name):
+    tool = load(name)
+    lines = tool.build_parser().epilog.replace("\\\n", " ").splitlines()
+    examples = [shlex.split(line) for line in lines if f"tools/{name}.py" in line]
+    assert len(examples) >= 3
+    for words in examples:
+        arguments = tool.build_parser().parse_args(words[words.index(f"tools/{name}.py") + 1 :])
+        assert arguments.checkpoint == Path("runs/demo/train")
 
 
 def test_another_image_tokenizer_is_refused(run, tmp_path):
