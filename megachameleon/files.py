@@ -22,10 +22,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        _let_others_read(temporary)
         temporary.replace(path)
         sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _let_others_read(path: Path) -> None:
+    """Give a file the permissions of the folder it lies in; some writers (safetensors) keep it to its owner."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def write_text(path: Path, text: str) -> None:

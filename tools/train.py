@@ -28,7 +28,8 @@ if __name__ == "__main__":
     parser = tool_parser(
         "Train a mixed-modal decoder. Run it under torchrun for several processes; run it again to resume.",
         """\
-  python tools/train.py debug data.tokenizer=tok data.train.pairs='[shards/pairs]' data.stages='[{weights: {pairs: 1}}]'
+  python tools/train.py debug model.vocab_size=3072 data.tokenizer=runs/demo/tokenizer \\
+      data.train.text='[runs/demo/shards/text]' data.stages='[{weights: {text: 1}}]'
   torchrun --standalone --nproc-per-node 2 tools/train.py examples/demo/train.yaml
   torchrun --standalone --nproc-per-node 8 tools/train.py run.yaml parallel.tensor_parallel=2 optimizer.lr=3e-4
   python tools/train.py chameleon_34b --print-config

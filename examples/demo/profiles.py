@@ -9,12 +9,12 @@ class Profile:
 
     raw_flags: tuple[str, ...] = ()
     """Of `make_raw_data`."""
-    vocab_size: int = 4096
+    vocab_size: int = 3072
     image_size: int = 64
     grid: int = 8
     """Rows and columns of picture codes."""
     num_codes: int = 1024
-    image_tokenizer_flags: tuple[str, ...] = ("--steps", "750")
+    image_tokenizer_flags: tuple[str, ...] = ("--steps", "950")
     training: tuple[str, ...] = ()
     """Overrides of train.yaml."""
     layout_steps: int = 4
@@ -23,6 +23,7 @@ class Profile:
 
 
 FULL = Profile(
+    raw_flags=("--text-megabytes", "1"),
     expected_seconds={
         "raw": 15, "text_tokenizer": 10, "image_tokenizer": 240, "shards": 40, "training": 420, "layouts": 50,
         "generation": 40, "evaluation": 40, "report": 3,
@@ -42,8 +43,8 @@ QUICK = Profile(
     training=(
         *("model.vocab_size=1024", "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=4"),
         *("model.num_query_groups=2", "model.ffn_hidden_size=128", "model.context_length=256"),
-        *("data.sequence_length=256", "training.num_steps=6", "training.global_batch_size=4"),
-        *("training.micro_batch_size=2", "training.log_every=1", "training.validate_every=3"),
+        *("data.sequence_length=256", "training.num_steps=6"),
+        *("training.log_every=1", "training.validate_every=3"),
         *("training.validation_samples=4", "optimizer.warmup_steps=2", "checkpoint.every=3"),
         "logging.drawing.prompts=[red heart, sun]",
     ),

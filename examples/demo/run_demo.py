@@ -14,7 +14,7 @@ import psutil
 from examples.demo.pipeline import Pipeline, StageError
 from examples.demo.profiles import FULL, QUICK
 from examples.demo.run_folder import RunFolder
-from examples.demo.stages import Machine, build_stages
+from examples.demo.stages import GLOBAL_BATCH_SIZE, Machine, build_stages
 from megachameleon.console import run_tool, tool_parser
 from megachameleon.files import require_free_space
 
@@ -62,8 +62,11 @@ def find_machine(processes: int | None) -> Machine:
     """
     if processes is not None and processes < 1:
         raise ValueError(f"--processes: {processes} must be at least 1")
+    if processes is not None and GLOBAL_BATCH_SIZE % processes:
+        raise ValueError(f"--processes: {processes} does not divide the batch of {GLOBAL_BATCH_SIZE}; use 1, 2 or 4")
     gpus = count_gpus()
-    return Machine(cores=len(os.sched_getaffinity(0)), processes=processes or gpus or 2, gpus=gpus)
+    most = max(n for n in range(1, GLOBAL_BATCH_SIZE + 1) if GLOBAL_BATCH_SIZE % n == 0 and n <= max(gpus, 1))
+    return Machine(cores=len(os.sched_getaffinity(0)), processes=processes or (most if gpus else 2), gpus=gpus)
 
 
 def count_gpus() -> int:
@@ -97,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
   python -m examples.demo.run_demo --again generation""",
     )
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder of all results (default runs/demo)")
-    parser.add_argument("--processes", type=int, help="of training (default: one for each GPU, or 2)")
+    parser.add_argument("--processes", type=int, help="of training: 1, 2 or 4 (default: one for each GPU, or 2)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: every stage works, the drawings do not")
     parser.add_argument("--again", action="append", default=[], metavar="STAGE", help="do a stage anew; repeatable")
     return parser

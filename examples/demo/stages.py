@@ -10,6 +10,8 @@ from examples.demo.profiles import Profile
 from examples.demo.run_folder import RunFolder
 
 TRAIN_CONFIG = Path("examples/demo/train.yaml")
+GLOBAL_BATCH_SIZE = 4
+"""Samples of a step; small, because the model learns by the number of updates."""
 # Two are made at a time: these stand so that a picture is encoded before another dataset wants it too.
 DATASETS = {
     "pairs_draw": ("pairs_en", ("--picture-first", "0")),
@@ -25,6 +27,8 @@ VALIDATION = {
     "valid_interleaved": ("valid_interleaved", ()),
     "valid_text": ("valid_text", ()),
 }
+DRAWING = ("--guidance", "1.5", "--temperature", "0.3")
+"""A model that knows each picture by heart draws best when it hardly gambles."""
 LAYOUTS = {
     "single": (1, ()),
     "tp2": (2, ("parallel.tensor_parallel=2",)),
@@ -101,7 +105,9 @@ def text_tokenizer_stage(run: RunFolder, profile: Profile) -> Stage:
     inputs = [run.raw / name for name in ("text", "pairs_en", "pairs_world", "pairs_tones", "interleaved")]
     vocabulary = ("--vocab-size", profile.vocab_size, "--num-codes", profile.num_codes)
     grid = f"{profile.grid}x{profile.grid}"
-    tool = ("tools/train_text_tokenizer.py", "--input", *inputs, "--output", run.tokenizer)
+    # Rare characters (most of CJK) are spelt in bytes: a small vocabulary is better spent on words.
+    coverage = ("--character-coverage", "0.98")
+    tool = ("tools/train_text_tokenizer.py", "--input", *inputs, "--output", run.tokenizer, *coverage)
     return Stage(
         name="text_tokenizer",
         title="Text tokenizer",
@@ -153,11 +159,13 @@ def shards_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     )
 
 
-def training_overrides(run: RunFolder, profile: Profile) -> tuple[str, ...]:
-    """What train.yaml cannot know: where this run's data is, and the sizes of the profile."""
+def training_overrides(run: RunFolder, profile: Profile, processes: int) -> tuple[str, ...]:
+    """What train.yaml cannot know: where this run's data is, the sizes of the profile, data-parallel processes."""
     folders = {f"data.train.{name}": run.shards / name for name in DATASETS}
     folders |= {f"data.validation.{name.removeprefix('valid_')}": run.shards / name for name in VALIDATION}
     return (
+        f"training.global_batch_size={GLOBAL_BATCH_SIZE}",
+        f"training.micro_batch_size={GLOBAL_BATCH_SIZE // processes}",
         f"model.vocab_size={profile.vocab_size}",
         f"data.tokenizer={run.tokenizer}",
         f"data.image_tokenizer={run.image_tokenizer}",
@@ -168,7 +176,12 @@ def training_overrides(run: RunFolder, profile: Profile) -> tuple[str, ...]:
 
 def training_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     """The decoder, with data parallelism over all processes."""
-    words = ("tools/train.py", TRAIN_CONFIG, f"output_dir={run.training}", *training_overrides(run, profile))
+    words = (
+        "tools/train.py",
+        TRAIN_CONFIG,
+        f"output_dir={run.training}",
+        *training_overrides(run, profile, machine.processes),
+    )
     return Stage(
         name="training",
         title="Training",
@@ -191,7 +204,7 @@ def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     )
     chains = []
     for name, (processes, layout) in LAYOUTS.items():
-        words = ("tools/train.py", TRAIN_CONFIG, *training_overrides(run, profile), *short, *layout)
+        words = ("tools/train.py", TRAIN_CONFIG, *training_overrides(run, profile, 2), *short, *layout)
         chains.append((torchrun(processes, *words, f"output_dir={run.layouts / name}"),))
     return Stage(
         name="layouts",
@@ -210,10 +223,10 @@ def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
 def generation_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     """Captions to pictures, pictures to captions, text continued, one interleaved document."""
     uses = {
-        "draw": ("--modality", "image"),
+        "draw": ("--modality", "image", *DRAWING),
         "read": ("--modality", "text", "--greedy", "--repetition-penalty", "1", "--max-new-tokens", "24"),
         "continue": ("--modality", "text", "--max-new-tokens", "100"),
-        "interleaved": ("--modality", "both", "--repetition-penalty", "1", "--max-pictures", "4"),
+        "interleaved": ("--modality", "both", "--repetition-penalty", "1", "--max-pictures", "4", *DRAWING),
     }
     chains = []
     for name, flags in uses.items():
@@ -234,7 +247,15 @@ def generation_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stag
 
 def evaluation_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     """Is the nearest real picture to a drawing the prompted one?"""
-    files = ("--prompts", run.prompts("retrieval"), "--gallery", run.raw / "gallery", "--output", run.evaluation)
+    files = (
+        "--prompts",
+        run.prompts("retrieval"),
+        "--gallery",
+        run.raw / "gallery",
+        "--output",
+        run.evaluation,
+        *DRAWING,
+    )
     return Stage(
         name="evaluation",
         title="Evaluation",

@@ -62,6 +62,12 @@ def build_optimizer(
     return optimizer
 
 
+def apply_settings(optimizer: Any, config: OptimizerConfig) -> None:
+    """Let the configuration rule over settings that a loaded optimizer state has brought along."""
+    for group in optimizer.param_groups:
+        group.update(max_lr=config.lr, min_lr=config.min_lr, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
 def optimizer_step(optimizer: Any) -> float:
     """Clip and update; returns the global gradient norm before clipping."""
     with optimizer_scope():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from megachameleon.data.samples import Sample, collate
 from megachameleon.data.shards import Dataset
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.seeding import derive_seed
+from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 Batch = dict[str, Tensor]
@@ -50,11 +52,13 @@ def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
         raise ValueError(
             "data.train and data.stages: missing; name at least one dataset and one stage with its weights"
         )
-    vocabulary = _vocabulary(data.tokenizer)
+    vocabulary = Vocabulary.load(Path(data.tokenizer))
     seed = derive_seed(training.seed, "data")
     train = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.train.items()}
     validation = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.validation.items()}
     stages = [Stage(num_samples=stage.samples, weights=stage.weights) for stage in data.stages]
+    tokenizers = _common_tokenizers({**train, **validation})
+    _require_text_tokenizer(Path(data.tokenizer), tokenizers["text"])
     blend = BlendedSamples.of(train, stages, seed)
     needed, available = training.num_steps * training.global_batch_size, blend.blend.num_samples
     if available is not None and available < needed:
@@ -67,7 +71,7 @@ def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
         train=blend,
         validation={name: FirstSamples(packed, limit) for name, packed in validation.items()},
         vocabulary=vocabulary,
-        tokenizers=_common_tokenizers({**train, **validation}),
+        tokenizers=tokenizers,
     )
 
 
@@ -103,10 +107,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _vocabulary(tokenizer: str) -> Vocabulary:
-    from pathlib import Path
-
-    return Vocabulary.load(Path(tokenizer))
+def _require_text_tokenizer(folder: Path, wanted: str | None) -> None:
+    """Training needs only the vocabulary, but what it saves must name the tokenizer that made the data."""
+    if not (folder / MODEL_FILE).exists():
+        return
+    found = TextTokenizer.load(folder).fingerprint
+    if wanted not in (None, found):
+        raise ValueError(
+            f"data.tokenizer={folder}: is not the tokenizer that made the shards (fingerprint {found}, not {wanted}); "
+            "name that one"
+        )
 
 
 def _common_tokenizers(datasets: Mapping[str, PackedDataset]) -> dict[str, str | None]:

@@ -23,7 +23,7 @@ from megachameleon.model.decoder import build_decoder
 from megachameleon.model.kernels.table import choose_kernels
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import multiplies_bfloat16, peak_memory
-from megachameleon.parallel.optimizer import build_optimizer, build_schedule, wrap_replicas
+from megachameleon.parallel.optimizer import apply_settings, build_optimizer, build_schedule, wrap_replicas
 from megachameleon.training.batches import TrainingData
 from megachameleon.training.callbacks.base import Callback, StepEvent
 from megachameleon.training.step import StepReport, TrainingState, train_step, validate
@@ -149,6 +149,7 @@ class Trainer:
         require_same_model(checkpoint, before.model, self.config.model)
         require_same_optimizer(checkpoint, before, self.config)
         manifest = load_checkpoint(checkpoint, self.state.model, self.state.optimizer, self.context)
+        apply_settings(self.state.optimizer, self.config.optimizer)
         saved = saved_vocabulary(checkpoint, manifest)
         saved.require_same(self.data.vocabulary, f"checkpoint {checkpoint}", "data.tokenizer")
         if manifest.data_fingerprint != self._data_fingerprint(manifest.consumed_samples):

@@ -166,6 +166,18 @@ def test_a_later_stage_may_be_appended(workers, run_copy):
     assert (start, end) == (6, 9)
 
 
+def test_a_changed_learning_rate_rules_from_the_resume_on(workers, run_copy):
+    settings = more_steps(run_copy)
+    faster = replace(settings, optimizer=replace(settings.optimizer, lr=10 * settings.optimizer.lr))
+    workers.run(1, run_training, faster)
+    other = shutil.copytree(run_copy.output_dir, run_copy.output_dir + "-other")
+    for step in (6, 9):
+        shutil.rmtree(Path(other) / f"checkpoints/step_0000000{step}", ignore_errors=True)
+    workers.run(1, run_training, replace(settings, output_dir=str(other)))
+    fast, slow = (losses(Path(folder) / "metrics.jsonl")[7]["lr"] for folder in (run_copy.output_dir, other))
+    assert fast == pytest.approx(10 * slow)
+
+
 def test_old_checkpoints_are_deleted_and_leftovers_with_them(tmp_path):
     for step in (1, 2, 3):
         folder = tmp_path / f"step_{step:08d}"

@@ -25,7 +25,7 @@ def test_train_yaml_names_the_datasets_and_prompts_of_the_demo():
 @pytest.mark.parametrize("profile", [FULL, QUICK], ids=["full", "quick"])
 def test_every_profile_is_a_valid_run_under_every_layout(profile):
     for processes, layout in LAYOUTS.values():
-        config = load_config(str(PROJECT / TRAIN_CONFIG), [*training_overrides(RUN, profile), *layout])
+        config = load_config(str(PROJECT / TRAIN_CONFIG), [*training_overrides(RUN, profile, 2), *layout])
         config.validate_world(processes)
         assert config.model.vocab_size == profile.vocab_size
 

@@ -47,3 +47,20 @@ def test_a_run_longer_than_its_stages_is_refused(config):
     settings = config("data.stages=[{weights: {pairs: 1}, samples: 80}]")
     with pytest.raises(ValueError, match=r"hold 80 samples, but training\.num_steps x global_batch_size = 160"):
         open_data(settings.data, settings.training)
+
+
+def test_another_text_tokenizer_is_refused(config, corpus, tmp_path):
+    """The same layout of ids, but trained on other text."""
+    from megachameleon.tokens.text_training import train_text_tokenizer
+
+    vocabulary = Vocabulary.compact(num_text_ids=297, num_image_codes=16, image_grid=(2, 4))
+    first = train_text_tokenizer(["red heart, sun, dog face " * 20], vocabulary, tmp_path / "first")
+    train_text_tokenizer(["black cat, moon, green tree " * 20], vocabulary, tmp_path / "second")
+    with ShardWriter(tmp_path / "shards" / "x", vocabulary, tokenizer=first.fingerprint) as writer:
+        writer.add([vocabulary.bos, *first.encode("red heart"), vocabulary.eos])
+        writer.commit()
+    data = [f"data.train={{a: [{tmp_path / 'shards'}]}}", "data.stages=[{weights: {a: 1}}]", "data.validation={}"]
+    settings = config(*data, f"data.tokenizer={tmp_path / 'second'}")
+    with pytest.raises(ValueError, match="is not the tokenizer that made the shards"):
+        open_data(settings.data, settings.training)
+    open_data(config(*data, f"data.tokenizer={tmp_path / 'first'}").data, settings.training)

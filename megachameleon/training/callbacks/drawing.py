@@ -46,18 +46,17 @@ class Drawing(Callback):
             )
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Check that the tokenizers are those of the data; open TensorBoard if it is wanted.
+        """Check that the image tokenizer is that of the data; open TensorBoard if it is wanted.
 
         Raises:
             ValueError: another tokenizer made the shards.
         """
-        data, config = trainer.data.tokenizers, trainer.config.data
-        for key, mine, theirs in (
-            (f"data.tokenizer={config.tokenizer}", self.text_tokenizer.fingerprint, data["text"]),
-            (f"data.image_tokenizer={config.image_tokenizer}", self.image_tokenizer.fingerprint, data["image"]),
-        ):
-            if theirs not in (None, mine):
-                raise ValueError(f"{key}: is not the one that made the shards ({mine}, not {theirs}); name that one")
+        mine, wanted = self.image_tokenizer.fingerprint, trainer.data.tokenizers["image"]
+        if wanted not in (None, mine):
+            raise ValueError(
+                f"data.image_tokenizer={trainer.config.data.image_tokenizer}: is not the one that made the shards "
+                f"(fingerprint {mine}, not {wanted}); name that one"
+            )
         if trainer.context.is_main and trainer.config.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

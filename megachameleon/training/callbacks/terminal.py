@@ -57,7 +57,7 @@ class Terminal(Callback):
 
     def on_validation(self, trainer: "Trainer", step: int, reports: dict[str, LossReport]) -> None:
         """Print the validation losses."""
-        if self._bar is not None:
+        if self._bar is not None and reports:
             shown = ", ".join(f"{name} {report.loss:.3f}" for name, report in reports.items())
             self._console.print(f"step {step} validation: {shown}", highlight=False)
 
