@@ -3,8 +3,8 @@
 Position → (dataset, epoch, sample) is a pure function of (seed, stages, sizes): no index arrays, no cache, no state.
 
 * A run is a list of stages, each with its own weights. Quotas are exact at every multiple of `block_size` (to within a
-  sample or two, rounding) and near it in between. A stage may end anywhere and others may be appended: what came
-  before does not move.
+  sample or two, rounding) and near it in between. A stage may end anywhere and others may be appended, also with new
+  datasets: what came before does not move, for a stage knows only the datasets that have weight in it.
 * The n-th draw from a dataset is sample `permutation(n mod size)` of epoch `n div size`, with a permutation keyed by
   (seed, dataset, epoch): every epoch visits each sample exactly once.
 """
@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class _StageStart:
     """Where a stage begins: positions and draws consumed before it."""
 
     position: int
-    drawn: tuple[int, ...]
+    drawn: Mapping[str, int]
 
 
 class Blend:
@@ -67,16 +68,17 @@ class Blend:
         self.stages = tuple(stages)
         self.seed = seed
         self.block_size = block_size
-        self._names = tuple(self.sizes)
-        self._weights = [[Fraction(stage.weights.get(name, 0)) for name in self._names] for stage in stages]
+        self._names = [tuple(name for name in self.sizes if stage.weights.get(name)) for stage in stages]
+        self._weights = [
+            [Fraction(stage.weights[name]) for name in names] for stage, names in zip(stages, self._names, strict=True)
+        ]
         self._cached_block: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
-        start = _StageStart(0, (0,) * len(self._names))
+        start = _StageStart(0, dict.fromkeys(self.sizes, 0))
         self._starts = [start]
         for number, stage in enumerate(stages):
             if stage.num_samples is not None:
-                drawn = self._drawn_within(number, stage.num_samples)
-                total = tuple(a + b for a, b in zip(start.drawn, drawn, strict=True))
-                start = _StageStart(start.position + stage.num_samples, total)
+                drawn = self._drawn_until(number, stage.num_samples)
+                start = _StageStart(start.position + stage.num_samples, drawn)
                 self._starts.append(start)
 
     @property
@@ -91,33 +93,35 @@ class Blend:
         block, offset = divmod(position - start.position, self.block_size)
         datasets, ordinals = self._block(stage, block)
         number = int(datasets[offset])
-        name = self._names[number]
-        epoch, step = divmod(start.drawn[number] + int(ordinals[offset]), self.sizes[name])
+        name = self._names[stage][number]
+        epoch, step = divmod(start.drawn[name] + int(ordinals[offset]), self.sizes[name])
         key = _hash(self.seed, "epoch", name, epoch)
         return Draw(name, epoch, keyed_permutation(step, self.sizes[name], key))
 
     def drawn_before(self, position: int) -> dict[str, int]:
         """How many samples of each dataset stand before a position; divide by `sizes` for epochs."""
         if position == 0:
-            return dict.fromkeys(self._names, 0)
+            return dict.fromkeys(self.sizes, 0)
         stage = self._stage_of(position - 1)
-        start = self._starts[stage]
-        drawn = self._drawn_within(stage, position - start.position)
-        return {name: a + b for name, a, b in zip(self._names, start.drawn, drawn, strict=True)}
+        return self._drawn_until(stage, position - self._starts[stage].position)
+
+    def names_before(self, position: int) -> list[str]:
+        """The datasets, sorted, that have weight in a stage that begins before `position`."""
+        begun = [names for names, start in zip(self._names, self._starts, strict=False) if start.position < position]
+        return sorted({name for names in begun for name in names})
 
     def history_fingerprint(self, position: int) -> str:
-        """A hash of all that decides the positions before `position`: equal hashes mean an equal past.
+        """A hash of all that decides the draws before `position`: equal hashes mean an equal past.
 
-        Later stages, and how long the stage at `position` goes on, do not matter.
+        Later stages, their datasets, and how long the stage at `position` goes on, do not matter.
         """
         past = []
-        for stage, start, weights in zip(self.stages, self._starts, self._weights, strict=False):
+        for stage, start, names, weights in zip(self.stages, self._starts, self._names, self._weights, strict=False):
             if start.position < position:
                 end = position if stage.num_samples is None else min(position, start.position + stage.num_samples)
-                shares = [str(weight / sum(weights)) for weight in weights]
-                past.append([end, {n: share for n, share in zip(self._names, shares, strict=True) if share != "0"}])
-        content = ["blend-1", self.seed, self.block_size, self.sizes, past]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+                past.append([end, [[n, str(w / sum(weights))] for n, w in zip(names, weights, strict=True)]])
+        sizes = [[name, self.sizes[name]] for name in self.names_before(position)]
+        return _fingerprint(["blend-2", self.seed, self.block_size, sizes, past])
 
     def _stage_of(self, position: int) -> int:
         if position < 0 or (self.num_samples is not None and position >= self.num_samples):
@@ -125,18 +129,21 @@ class Blend:
         starts = [start.position for start in self._starts[: len(self.stages)]]
         return max(number for number, start in enumerate(starts) if start <= position)
 
-    def _drawn_within(self, stage: int, count: int) -> list[int]:
-        """How many of each dataset are among the first `count` samples of a stage."""
+    def _drawn_until(self, stage: int, count: int) -> dict[str, int]:
+        """How many of each dataset stand before the stage and among its first `count` samples."""
         block, offset = divmod(count, self.block_size)
         drawn = apportion(self._weights[stage], block * self.block_size)
         if offset:
             datasets, _ = self._block(stage, block)
-            rest = np.bincount(datasets[:offset], minlength=len(self._names)).tolist()
+            rest = np.bincount(datasets[:offset], minlength=len(drawn)).tolist()
             drawn = [a + b for a, b in zip(drawn, rest, strict=True)]
-        return drawn
+        before = self._starts[stage].drawn
+        return {**before, **{n: before[n] + more for n, more in zip(self._names[stage], drawn, strict=True)}}
 
     def _block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """A block's datasets by number, and how many of that dataset the stage drew before: int64 [block_size] each.
+        """The datasets of a block, and how many of that dataset the stage drew before: int64 [block_size] each.
+
+        A dataset's number is its place among those of the stage.
 
         Each dataset's draws are spread evenly over the block with a random jitter, so any stretch is near the weights.
         """
@@ -185,11 +192,13 @@ class BlendedSamples:
         draw = self.blend[position]
         return self.datasets[draw.dataset][draw.index]
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the datasets, their packing and the seed, but not of the stages, which may be appended to."""
-        content = [self.blend.seed, self.blend.block_size, {n: d.fingerprint for n, d in sorted(self.datasets.items())}]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    def history_fingerprint(self, position: int) -> str:
+        """A hash of all samples before `position`: their order, and the datasets that they came from.
+
+        Datasets that only later stages draw from may be added, changed or removed.
+        """
+        used = [[name, self.datasets[name].fingerprint] for name in self.blend.names_before(position)]
+        return _fingerprint([self.blend.history_fingerprint(position), used])
 
 
 class FirstSamples:
@@ -249,6 +258,10 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & bits
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & bits
     return value ^ (value >> 31)
+
+
+def _fingerprint(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def _hash(*parts: int | str) -> int:

@@ -161,8 +161,7 @@ class Trainer:
         self.step, self.consumed_samples = manifest.step, manifest.consumed_samples
 
     def _data_fingerprint(self, position: int) -> str:
-        train = self.data.train
-        return f"{train.fingerprint}-{train.blend.history_fingerprint(position)}"
+        return self.data.train.history_fingerprint(position)
 
     def _require_disk(self) -> None:
         per_parameter = 12 if self.precision == "fp32" else 14  # weight, its fp32 master in bf16 runs, two moments
