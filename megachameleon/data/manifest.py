@@ -29,7 +29,7 @@ class ShardManifest:
     tokenizer: str
     """Fingerprint of the text tokenizer."""
     image_tokenizer: str | None
-    """Fingerprint of the picture tokenizer; None when the shard holds no pictures."""
+    """Fingerprint of the picture tokenizer; None when the shard was made without one."""
     dtype: str
     """numpy name of the ids' dtype, such as "uint16"."""
     num_documents: int

@@ -164,7 +164,8 @@ class ShardWriter:
 
     def _publish(self, manifest: ShardManifest) -> None:
         manifest_path = shard_file(self.prefix, ".json")
-        manifest_path.unlink(missing_ok=True)  # an old manifest must not vouch for new data
+        manifest_path.unlink(missing_ok=True)  # an old manifest must not vouch for new data,
+        sync_directory(self.prefix.parent)  # nor come back beside it after a crash
         for suffix, path in self._temporary.items():
             path.replace(shard_file(self.prefix, suffix))
         sync_directory(self.prefix.parent)
@@ -278,7 +279,8 @@ class Dataset:
         self.shards = tuple(shards)
         self.vocabulary = shards[0].vocabulary
         for shard in shards[1:]:
-            self._require_same_tokenizers(shards[0], shard)
+            self.vocabulary.require_same(shard.vocabulary, str(shards[0].prefix), str(shard.prefix))
+        self._require_same_tokenizers()
         self.lengths = np.concatenate([shard.lengths for shard in shards])
         self.num_images = np.concatenate([shard.num_images for shard in shards])
         self._shard_ends = np.cumsum([len(shard) for shard in shards])
@@ -313,7 +315,7 @@ class Dataset:
 
     @property
     def image_tokenizer(self) -> str | None:
-        """Fingerprint of the picture tokenizer; None when there are no pictures."""
+        """Fingerprint of the picture tokenizer; None when all shards were made without one."""
         return next((s.manifest.image_tokenizer for s in self.shards if s.manifest.image_tokenizer), None)
 
     @property
@@ -338,16 +340,14 @@ class Dataset:
         shard = self.shards[number]
         return shard, int(index - self._shard_ends[number] + len(shard))
 
-    @staticmethod
-    def _require_same_tokenizers(first: ShardReader, other: ShardReader) -> None:
-        first.vocabulary.require_same(other.vocabulary, str(first.prefix), str(other.prefix))
+    def _require_same_tokenizers(self) -> None:
+        """Shards without pictures may lack a picture tokenizer; all others must have the same."""
         for name in ("tokenizer", "image_tokenizer"):
-            a, b = getattr(first.manifest, name), getattr(other.manifest, name)
-            if a != b and None not in (a, b):
-                raise ValueError(
-                    f"{other.prefix}: made with {name} {b}, but {first.prefix} with {a}; "
-                    "preprocess both with the same one or train on them as two datasets of one vocabulary"
-                )
+            found = {getattr(shard.manifest, name): shard.prefix for shard in reversed(self.shards)}
+            found.pop(None, None)
+            if len(found) > 1:
+                made = ", ".join(f"{prefix} with {fingerprint}" for fingerprint, prefix in sorted(found.items()))
+                raise ValueError(f"dataset: shards of different {name}s: {made}; preprocess all with the same one")
 
 
 def _shard_prefixes(path: Path) -> list[Path]:

@@ -152,12 +152,25 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, values: dict, origin: str) -> "Vocabulary":
-        """Rebuild a vocabulary from plain values; `origin` names their source in errors."""
+        """Rebuild a vocabulary from plain values; `origin` names their source in errors.
+
+        Raises:
+            ValueError: not these fields, a value of another type, or values that contradict each other.
+        """
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
             wrong = sorted(names ^ set(values)) if isinstance(values, dict) else "no mapping"
             raise ValueError(f"{origin}: not a vocabulary (missing or unknown: {wrong}); write it again")
-        return cls(**values)
+        for name, value in values.items():
+            is_grid = name == "image_grid"
+            numbers = value if is_grid and isinstance(value, list | tuple) else [value]
+            if len(numbers) != (2 if is_grid else 1) or any(type(number) is not int for number in numbers):
+                wanted = "two whole numbers" if is_grid else "a whole number"
+                raise ValueError(f"{origin}: {name}={value!r} is not {wanted}; write it again")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from None
 
     def require_same(self, other: "Vocabulary", mine: str, theirs: str) -> None:
         """Refuse to mix two vocabularies.

@@ -164,6 +164,30 @@ def test_mixed_vocabularies_and_tokenizers_are_refused(tmp_path, documents, writ
         Dataset.open(tmp_path)
 
 
+def test_image_tokenizers_are_compared_among_all_shards(tmp_path, documents, vocabulary):
+    for name, image_tokenizer in {"a": None, "b": "A", "c": None, "d": "B"}.items():
+        with ShardWriter(tmp_path / name, vocabulary, tokenizer="t", image_tokenizer=image_tokenizer) as writer:
+            writer.add(documents[0 if image_tokenizer else 1])
+            writer.commit()
+        if name == "c":
+            assert Dataset.open(tmp_path).image_tokenizer == "A"
+    with pytest.raises(ValueError, match=r"different image_tokenizers: .*b with A, .*d with B"):
+        Dataset.open(tmp_path)
+
+
+def test_an_old_manifest_is_gone_for_good_before_new_data_comes(tmp_path, documents, write_shard, monkeypatch):
+    write_shard(tmp_path / "x", documents)
+    old = (tmp_path / "x.bin").read_bytes()
+    states = []
+
+    def look(folder):
+        states.append(((tmp_path / "x.json").exists(), (tmp_path / "x.bin").read_bytes() == old))
+
+    monkeypatch.setattr("megachameleon.data.shards.sync_directory", look)
+    write_shard(tmp_path / "x", documents[1:])
+    assert states == [(False, True), (False, False)]
+
+
 def test_a_missing_or_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such folder or shard"):
         Dataset.open(tmp_path / "nowhere")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -78,6 +79,34 @@ def test_damaged_files_are_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"vocabulary\.json"):
             Vocabulary.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", "65536"),
+        ("size", 65_536.0),
+        ("bos", True),
+        ("pad", None),
+        ("eos", [2]),
+        ("image_grid", 32),
+        ("image_grid", [32]),
+        ("image_grid", [32, 32, 32]),
+        ("image_grid", [32, "32"]),
+        ("image_grid", "ab"),
+    ],
+)
+def test_values_of_another_type_are_refused_with_file_and_field(tmp_path, field, value):
+    values = {**asdict(Vocabulary()), field: value}
+    (tmp_path / "vocabulary.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"vocabulary\.json: {field}="):
+        Vocabulary.load(tmp_path)
+
+
+def test_contradictions_in_a_file_name_it(tmp_path):
+    (tmp_path / "vocabulary.json").write_text(json.dumps({**asdict(Vocabulary()), "bos": 1}))
+    with pytest.raises(ValueError, match=r"vocabulary\.json: vocabulary: two control ids"):
+        Vocabulary.load(tmp_path)
 
 
 def test_a_mismatch_names_the_field():
