@@ -1,5 +1,6 @@
 """From logits to one id per row: temperature, top-k, top-p, repetition penalty, and draws that are the row's own."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,12 +37,17 @@ class SamplingSettings:
 
 
 def row_draws(seed: int, rows: Sequence[int], count: int) -> torch.Tensor:
-    """Uniform draws in [0, 1), float64 [len(rows), count], each row from its own generator `seed + row`.
+    """Uniform draws in [0, 1), float64 [len(rows), count], each row from a generator of its own for (seed, row).
 
     All ranks compute the same draws on the CPU, and a row's draws do not depend on the batch that it is in.
     """
-    generators = [torch.Generator().manual_seed(seed + row) for row in rows]
+    generators = [torch.Generator().manual_seed(_row_seed(seed, row)) for row in rows]
     return torch.stack([torch.rand(count, generator=generator, dtype=torch.float64) for generator in generators])
+
+
+def _row_seed(seed: int, row: int) -> int:
+    """48 bits; neighbouring seeds must not share draws, as `seed + row` would."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/row/{row}".encode(), digest_size=6).digest(), "little")
 
 
 def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:

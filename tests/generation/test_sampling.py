@@ -42,6 +42,11 @@ def test_draws_belong_to_the_row():
     assert (row_draws(8, [7], 5) != row_draws(9, [7], 5)).all()
 
 
+def test_neighbouring_seeds_share_no_draws():
+    draws = torch.cat([row_draws(seed, range(8), 5) for seed in range(-1, 7)])
+    assert len(draws.unique()) == draws.numel()
+
+
 def test_repetition_penalty_lowers_both_signs():
     logits = torch.tensor([[2.0, -2.0, 1.0]])
     seen = torch.tensor([[True, True, False]])
