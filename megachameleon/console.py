@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,9 +24,9 @@ def run_tool(
     `intermixed` lets options stand between positional arguments (not for parsers with subcommands).
 
     `ValueError` and `FileNotFoundError` are the user's to mend and exit with 2; anything else exits with 1.
-    `--debug` shows the traceback of either.
+    `--debug`, before or after a subcommand, shows the traceback of either.
     """
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    _add_debug(parser, default=False)
     arguments = parser.parse_intermixed_args() if intermixed else parser.parse_args()
     try:
         main(arguments)
@@ -43,6 +44,15 @@ def run_tool(
         hint = "" if arguments.debug or user_error else " (--debug shows the traceback)"
         print(f"error: {kind}{error}{hint}", file=sys.stderr)
         sys.exit(2 if user_error else 1)
+
+
+def _add_debug(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add `--debug` to a parser and its subcommands, whose defaults must not overrule what came before them."""
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                _add_debug(subparser, default=argparse.SUPPRESS)
 
 
 def _let_rank_zero_speak_first() -> None:
