@@ -79,7 +79,7 @@ def loss(arguments: argparse.Namespace) -> None:
     from megachameleon.generation.loading import open_model, read_checkpoint_info
 
     info = read_checkpoint_info(arguments.checkpoint)
-    samples = open_samples(_datasets(arguments.data), info.config, info.vocabulary, arguments.limit)
+    samples = open_samples(_datasets(arguments.data), info, arguments.limit)
     with open_model(info, _layout(arguments)) as loaded:
         reports = shard_losses(
             loaded.model, samples, info.config, loaded.context, micro_batch_size=arguments.batch_size

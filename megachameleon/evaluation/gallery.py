@@ -1,7 +1,6 @@
 """Named real pictures, and prompts that ask for them."""
 
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from megachameleon.console import track
+from megachameleon.data.tar_source import DamagedArchiveError, walk_tar
 from megachameleon.tokens.pictures import MAX_PIXELS, PICTURE_SUFFIXES, open_picture, prepare_picture
 
 MAX_BYTES = 4 * MAX_PIXELS
@@ -131,15 +131,12 @@ def _picture_files(path: Path) -> Iterator[tuple[str, bytes, str]]:
 
 def _pictures_of_tar(path: Path) -> Iterator[tuple[str, bytes, str]]:
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.suffix.lower() not in PICTURE_SUFFIXES:
-                    continue
-                if member.size > MAX_BYTES:
-                    raise ValueError(f"{path}:{member.name}: {member.size:,} bytes exceed {MAX_BYTES:,}; shrink it")
-                file = archive.extractfile(member)
-                assert file is not None
-                yield name.stem, file.read(), f"{path}:{member.name}"
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: damaged tar ({error}); copy or write it again") from None
+        for member, read in walk_tar(path):
+            name = PurePosixPath(member.name)
+            if not member.isfile() or name.suffix.lower() not in PICTURE_SUFFIXES:
+                continue
+            if member.size > MAX_BYTES:
+                raise ValueError(f"{path}:{member.name}: {member.size:,} bytes exceed {MAX_BYTES:,}; shrink it")
+            yield name.stem, read(), f"{path}:{member.name}"
+    except DamagedArchiveError as error:
+        raise ValueError(f"{path}: {error.reason}; copy or write it again") from None

@@ -56,6 +56,22 @@ def test_top5_and_chance_of_a_small_gallery():
     assert (row["top1"], row["top5"], row["chance_top5"], row["median_rank"]) == (0.5, 1.0, 1.0, 2.0)
 
 
+def test_a_tar_cut_off_between_two_pictures_is_refused(tmp_path):
+    """Python's tarfile takes the end of the file for the end of the archive."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("a.png", "b.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(data := png(pictures(1)[0]))
+            archive.addfile(member, io.BytesIO(data))
+    with tarfile.open(path) as archive:
+        second = archive.getmember("b.png").offset
+    assert len(load_gallery(path, 8).position) == 2
+    path.write_bytes(path.read_bytes()[:second])
+    with pytest.raises(ValueError, match=r"x\.tar: damaged or truncated \(no end mark"):
+        load_gallery(path, 8)
+
+
 def test_gallery_from_folder_and_tar(tmp_path):
     first, second, third = pictures(3)
     (tmp_path / "a.png").write_bytes(png(first))
@@ -82,7 +98,7 @@ def test_galleries_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="no pictures"):
         load_gallery(tmp_path, 8)
     (tmp_path / "x.tar").write_bytes(b"not a tar")
-    with pytest.raises(ValueError, match=r"x\.tar: damaged tar"):
+    with pytest.raises(ValueError, match=r"x\.tar: damaged or truncated .*copy or write it again"):
         load_gallery(tmp_path, 8)
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from megachameleon.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megachameleon.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, StageConfig, TrainingConfig
 from megachameleon.data.shards import ShardWriter
 from megachameleon.parallel.context import parallel_context
 from megachameleon.tokens.text import TextTokenizer
@@ -202,6 +203,33 @@ def test_evaluate_loss(run, tmp_path):
     assert _losses(run, _write_text_shards(tmp_path / "text", run), tmp_path)["loss_image"] is None
     with pytest.raises(ValueError, match="not NAME=PATH"):
         call("evaluate", "loss", run, "--data", "shards", "--output", tmp_path)
+
+
+def test_evaluate_loss_takes_the_samples_of_validation(run):
+    from megachameleon.evaluation.shard_losses import open_samples
+    from megachameleon.generation.loading import read_checkpoint_info
+    from megachameleon.training.batches import open_data
+
+    info = read_checkpoint_info(run)
+    shards = (str(run / "shards"),)
+    stage = StageConfig(weights={"x": 1})
+    data = replace(info.config.data, train={"x": shards}, validation={"x": shards}, stages=(stage,))
+    for seed in range(4):
+        training = replace(info.config.training, seed=seed)
+        seeded = replace(info, config=replace(info.config, training=training))
+        [wanted] = open_data(data, training).validation.values()
+        [found] = open_samples({"x": run / "shards"}, seeded, 1).values()
+        assert len(found) == 1 and np.array_equal(found[0].tokens, wanted[0].tokens)
+
+
+@pytest.mark.parametrize(("kind", "made"), [("text", {"tokenizer": "x"}), ("image", {"image_tokenizer": "x"})])
+def test_evaluate_loss_refuses_shards_of_other_tokenizers(run, tmp_path, kind, made):
+    text = TextTokenizer.load(run / "tokenizer")
+    with ShardWriter(tmp_path / "x", text.vocabulary, **{"tokenizer": text.fingerprint, **made}) as writer:
+        writer.add([text.vocabulary.bos, *text.encode("sun"), text.vocabulary.eos])
+        writer.commit()
+    with pytest.raises(ValueError, match=rf"--data all=.*made with another {kind} tokenizer \(x\)"):
+        call("evaluate", "loss", run, "--data", f"all={tmp_path}", "--output", tmp_path / "out")
 
 
 def _losses(run, data, output):
