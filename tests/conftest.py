@@ -1,5 +1,9 @@
 """Fixtures that several rooms use."""
 
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: layouts are compared on the CPU, wherever this runs
+
 import sys
 from pathlib import Path
 

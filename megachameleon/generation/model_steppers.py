@@ -12,13 +12,15 @@ import torch
 import torch.distributed as dist
 from megatron.core.inference.contexts import StaticInferenceContext
 
+from megachameleon.checkpoint.state import unwrap
+
 
 class CachedStepper:
     """Reads each id once and keeps keys and values in megatron-core's static context."""
 
     def __init__(self, model: torch.nn.Module, context_length: int) -> None:
         """`model` is this rank's one stage, wrapped or not; `context_length` the longest sequence that it knows."""
-        self._model, self.context_length = unwrapped(model), context_length
+        self._model, self.context_length = unwrap(model), context_length
         self._document_ids = torch.empty(0, 0, dtype=torch.int32)
         self._cache: StaticInferenceContext | None = None
 
@@ -49,7 +51,7 @@ class UncachedStepper:
     """Reads the whole context at every step: slow, plain, the reference of the cached one."""
 
     def __init__(self, model: torch.nn.Module, context_length: int) -> None:
-        self._model, self.context_length = unwrapped(model), context_length
+        self._model, self.context_length = unwrap(model), context_length
         self._tokens = torch.empty(0, 0, dtype=torch.int64)
         self._document_ids = torch.empty(0, 0, dtype=torch.int32)
 
@@ -64,13 +66,6 @@ class UncachedStepper:
         return self.prefill(
             torch.cat((self._tokens, tokens[:, None]), dim=1), torch.cat((self._document_ids, added), dim=1), 0
         )
-
-
-def unwrapped(model: Any) -> Any:
-    """The bare model inside DDP and mixed-precision wrappers."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model
 
 
 def _last_logits(

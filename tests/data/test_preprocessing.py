@@ -154,16 +154,17 @@ def test_a_failed_unit_leaves_nothing_and_the_others_stay(make_plan, raw, monkey
 
     def fail_at_the_second(plan, folder, unit, options, report):
         if unit.name.startswith("00001"):
-            monkeypatch.setattr("megachameleon.data.preprocessing.encode_document", lambda *a: 1 / 0)
+            patch.setattr("megachameleon.data.preprocessing.encode_document", lambda *a: 1 / 0)
         return write(plan, folder, unit, options, report)
 
-    with monkeypatch.context():
-        monkeypatch.setattr(jobs, "run_unit", fail_at_the_second)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "run_unit", fail_at_the_second)
         with pytest.raises(ZeroDivisionError):
             run_units(folder, RunOptions())
     names = {path.name.split(".")[0] for path in folder.iterdir() if not path.name.startswith(".")}
     assert names == {"00000-mixed", "plan"}
     assert not list(folder.glob(".*"))
+    assert all(state.manifest is not None for state in run_units(folder, RunOptions()))
 
 
 def test_bad_records_are_set_aside_and_counted(make_plan, raw):

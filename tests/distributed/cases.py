@@ -34,6 +34,21 @@ def train_steps(config, num_steps):
         return reports, gradients, gather(trainer.state.model, context, gradients=False)
 
 
+def gather_unequal_replicas(config):
+    """What `gather` says when a parameter of the second replica has moved."""
+    from whole import gather
+
+    with parallel_context(config.parallel) as context:
+        trainer = build_trainer(config, context)
+        gather(trainer.state.model, context, gradients=False)
+        with torch.no_grad():
+            next(trainer.state.model.parameters()).add_(1e-6 * context.data_rank)
+        try:
+            gather(trainer.state.model, context, gradients=False)
+        except AssertionError as error:
+            return str(error)
+
+
 def spread_norms(trainer):
     """Give norm weights and biases values of their own, so that a mix-up between them shows."""
     from megachameleon.checkpoint.state import unwrap

@@ -8,7 +8,7 @@ from megachameleon.model.initialization import global_names
 
 
 def gather(model, context, *, gradients):
-    """Whole parameters or gradients by global name, on every rank. Replicas over tensor ranks must agree."""
+    """Whole parameters or gradients by global name, on every rank. Replicas over tensor and data ranks must agree."""
     mine = {}
     for name, parameter in global_names(unwrap(model)):
         tensor = parameter.main_grad if gradients else parameter
@@ -16,12 +16,22 @@ def gather(model, context, *, gradients):
         mine[name] = (tensor.detach().float().clone(), dim)
     ranks = [None] * context.world_size
     dist.all_gather_object(ranks, (context.tensor_rank, context.pipeline_rank, context.data_rank, mine))
+    if not (gradients and context.config.distributed_optimizer):  # there, each replica has its own part of them
+        require_equal_replicas(ranks)
     whole = {}
     for stage in range(context.config.pipeline_parallel):
         rows = sorted((row for row in ranks if row[1] == stage and row[2] == 0), key=lambda row: row[0])
         for name, (_, dim) in rows[0][3].items():
             whole[name] = join([row[3][name][0] for row in rows], name, dim)
     return whole
+
+
+def require_equal_replicas(ranks):
+    """Data-parallel replicas do the same updates with the same sums: not a bit may differ."""
+    first = {(tensor, stage): mine for tensor, stage, data, mine in ranks if data == 0}
+    for tensor, stage, data, mine in ranks:
+        for name, (part, _) in mine.items():
+            assert torch.equal(part, first[tensor, stage][name][0]), f"{name} differs on data rank {data}"
 
 
 def join(parts, name, dim):

@@ -90,12 +90,25 @@ def test_training_goes_on_as_before(one_process):
     """Mode, random state and gradients survive generation between two steps."""
     model, cached, _ = one_process
     model.train()
+    before = backward(model)
     state = torch.get_rng_state()
     write(cached)
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p.grad, before[name]) for name, p in model.named_parameters())
+    model.zero_grad()
+    after = backward(model)
+    assert any(gradient.any() for gradient in after.values())
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    model.zero_grad()
+
+
+def backward(model):
+    """Gradients of one small batch by name."""
     tokens = torch.arange(30, 38)[None]
-    model(tokens, tokens, torch.zeros_like(tokens, dtype=torch.int32), labels=tokens).sum().backward()
+    positions = torch.arange(8)[None]
+    model(tokens, positions, torch.zeros_like(tokens, dtype=torch.int32), labels=tokens).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def run_layout(layout):
