@@ -7,8 +7,8 @@ OUTPUT/
   pairs_tones/, valid_tones/         *.tar     KEY.png + KEY.txt: skin-tone variants, English names
   interleaved/, valid_interleaved/   *.tar     KEY.json + KEY.0.png …: running text with pictures
   gallery/                           KEY.png   every picture, for "which real picture is nearest?"
-  prompts.jsonl                                the 16 prompts fixed beforehand
-  seen_prompts.jsonl                           captions of the training data, in a random but fixed order
+  prompts/                           *.jsonl   what the model will be asked, by use: draw, read, …
+  seen/captions.jsonl                          captions of the training data, in a random but fixed order
   heldout/captions.jsonl                       captions that training never sees, likewise
   manifest.json                                counts, versions, attributions; written last
 """

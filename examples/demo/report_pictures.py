@@ -1,13 +1,13 @@
 """What the report shows: drawings, reconstructions, captions, continued text, an interleaved document."""
 
 import base64
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from examples.demo.report_metrics import read_optional, read_rows
+from megachameleon.evaluation.captions import comparable
 
 LANGUAGES = {
     "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fa": "Persian", "fr": "French",
@@ -44,11 +44,6 @@ class Reading:
     def right(self) -> bool:
         """Whether both are the same words."""
         return comparable(self.said) == comparable(self.name)
-
-
-def comparable(text: str) -> str:
-    """Text without case, surrounding space and differences of Unicode form."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def data_uri(path: Path) -> str | None:

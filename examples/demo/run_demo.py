@@ -58,13 +58,18 @@ def find_machine(processes: int | None) -> Machine:
     """Count cores and GPUs; by default one process for each GPU, or two on a machine without.
 
     Raises:
-        ValueError: fewer than one process.
+        ValueError: fewer than one process, more than there are GPUs, or a number that does not divide the batch.
     """
     if processes is not None and processes < 1:
         raise ValueError(f"--processes: {processes} must be at least 1")
     if processes is not None and GLOBAL_BATCH_SIZE % processes:
         raise ValueError(f"--processes: {processes} does not divide the batch of {GLOBAL_BATCH_SIZE}; use 1, 2 or 4")
     gpus = count_gpus()
+    if processes is not None and 0 < gpus < processes:
+        raise ValueError(
+            f"--processes: {processes} is more than the {gpus} GPU(s) here, and each process needs its own; "
+            "give no more than that, or set CUDA_VISIBLE_DEVICES= (empty) to use the CPU"
+        )
     most = max(n for n in range(1, GLOBAL_BATCH_SIZE + 1) if GLOBAL_BATCH_SIZE % n == 0 and n <= max(gpus, 1))
     return Machine(cores=len(os.sched_getaffinity(0)), processes=processes or (most if gpus else 2), gpus=gpus)
 

@@ -55,6 +55,13 @@ def test_same_bytes_again(raw, tmp_path):
     assert [path for path in files if (raw / path).read_bytes() != (again / path).read_bytes()] == []
 
 
+def test_the_docstring_names_what_is_written(raw):
+    from examples.demo import make_raw_data as module
+
+    for path in raw.iterdir():
+        assert (f"{path.name}/" if path.is_dir() else path.name) in module.__doc__
+
+
 def test_held_out_captions_are_nowhere_in_training(raw):
     seen = captions(raw / "pairs_en") | captions(raw / "pairs_world") | captions(raw / "pairs_tones")
     held_out = {(row["key"], row["lang"], row["text"]) for row in rows(raw / "heldout" / "captions.jsonl")}

@@ -37,7 +37,7 @@ def process_group(threads: int | None = None) -> Iterator[torch.device]:
 
 
 def best_precision(device: torch.device) -> str:
-    """`bf16` where matrix units for it exist, else `fp32`."""
+    """`bf16` where matrix units for it exist, else `fp32`; asked here, because tokens do not import `parallel`."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
