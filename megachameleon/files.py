@@ -30,8 +30,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _let_others_read(path: Path) -> None:
-    """Give a file the permissions of the folder it lies in; some writers (safetensors) keep it to its owner."""
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    """Let those read a file who may read its folder; some writers (safetensors) keep it to its owner."""
+    path.chmod(path.stat().st_mode | (path.parent.stat().st_mode & 0o044))
 
 
 def write_text(path: Path, text: str) -> None:

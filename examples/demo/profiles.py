@@ -14,7 +14,7 @@ class Profile:
     grid: int = 8
     """Rows and columns of picture codes."""
     num_codes: int = 1024
-    image_tokenizer_flags: tuple[str, ...] = ("--steps", "950")
+    image_tokenizer_flags: tuple[str, ...] = ("--steps", "800")
     training: tuple[str, ...] = ()
     """Overrides of train.yaml."""
     layout_steps: int = 4
@@ -25,8 +25,8 @@ class Profile:
 FULL = Profile(
     raw_flags=("--text-megabytes", "1"),
     expected_seconds={
-        "raw": 15, "text_tokenizer": 10, "image_tokenizer": 240, "shards": 40, "training": 420, "layouts": 50,
-        "generation": 40, "evaluation": 40, "report": 3,
+        "raw": 12, "text_tokenizer": 2, "image_tokenizer": 135, "shards": 21, "training": 520, "layouts": 37,
+        "generation": 19, "evaluation": 30, "report": 1,
     },
 )  # fmt: skip
 

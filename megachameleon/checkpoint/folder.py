@@ -127,10 +127,10 @@ def publish(temporary: Path, root: Path, manifest: CheckpointManifest, to_json: 
 
 
 def delete_old(root: Path, keep_last: int) -> None:
-    """Delete all but the newest complete checkpoints, and what interrupted saves have left."""
+    """Delete all but the newest complete checkpoints, and what interrupted saves and deletions have left."""
     for path in complete_checkpoints(root)[:-keep_last]:
         # Take away the manifest first: a half-deleted checkpoint must not look complete.
         (path / MANIFEST_FILE).unlink()
-        shutil.rmtree(path)
-    for path in root.glob(".step_*.tmp"):
+    incomplete = [path for path in root.glob("step_*") if path.is_dir() and not (path / MANIFEST_FILE).exists()]
+    for path in (*incomplete, *root.glob(".step_*.tmp")):
         shutil.rmtree(path, ignore_errors=True)

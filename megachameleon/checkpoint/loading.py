@@ -20,6 +20,7 @@ from megachameleon.config import ModelConfig, RunConfig, load_config
 from megachameleon.files import read_json
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import optimizer_scope
+from megachameleon.parallel.optimizer import keep_kernels
 from megachameleon.tokens.vocabulary import Vocabulary
 
 
@@ -50,6 +51,7 @@ def load_checkpoint(
     state = apply_factory_merges(state, factories)
     unwrap(model).load_state_dict(state["model"], strict=True)
     if optimizer is not None:
+        keep_kernels(optimizer, state["optimizer"])
         with optimizer_scope():
             optimizer.load_state_dict(state["optimizer"])
     return manifest

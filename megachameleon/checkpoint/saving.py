@@ -83,15 +83,21 @@ def versions() -> dict[str, str]:
     """Versions of what computes, and the commit of a checkout, for the record."""
     packages = ("torch", "megatron-core", "numpy", "sentencepiece")
     found = {name: importlib.metadata.version(name) for name in packages}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "megachameleon": megachameleon.__version__,
-        "commit": commit or "unknown",
+        "commit": _commit(),
         "python": platform.python_version(),
         **found,
     }
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()
 
 
 def _record(path: Path) -> dict[str, Any]:

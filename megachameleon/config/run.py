@@ -41,6 +41,7 @@ class RunConfig:
         self.optimizer.validate()
         self.training.validate()
         self.checkpoint.validate()
+        self.logging.drawing.validate()
         if self.data.sequence_length > self.model.context_length:
             raise ValueError(
                 f"data.sequence_length: {self.data.sequence_length} is longer than model.context_length="

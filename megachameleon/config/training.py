@@ -53,7 +53,7 @@ class TrainingConfig:
     validate_every: int = 1_000
     """Steps between validations; 0 turns them off."""
     validation_samples: int = 256
-    """Samples per validation set, rounded up to whole global batches."""
+    """Most samples of each validation set."""
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""
@@ -106,6 +106,12 @@ class DrawingConfig:
     guidance: float = 3.0
     """Classifier-free guidance scale; 1 turns it off."""
     seed: int = 0
+
+    def validate(self) -> None:
+        """Raise ValueError for the first field that cannot be."""
+        for name, low, high in (("temperature", 0.01, 100.0), ("top_p", 0.01, 1.0), ("guidance", 0.0, 100.0)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"logging.drawing.{name}: {getattr(self, name)} must be between {low} and {high}")
 
 
 Backend = Literal["auto", "reference", "torch"]

@@ -62,6 +62,14 @@ def build_optimizer(
     return optimizer
 
 
+def keep_kernels(optimizer: Any, state: dict[str, Any]) -> None:
+    """Put the chosen kind of update into a saved state, which names the kind of the run that wrote it."""
+    chosen = {name: optimizer.param_groups[0].get(name) for name in ("fused", "foreach")}
+    groups = state["optimizer"]["param_groups"] if "optimizer" in state else state["param_groups"]
+    for group in groups:
+        group.update(chosen)
+
+
 def apply_settings(optimizer: Any, config: OptimizerConfig) -> None:
     """Let the configuration rule over settings that a loaded optimizer state has brought along."""
     for group in optimizer.param_groups:

@@ -125,11 +125,12 @@ def _describe_stages(config: RunConfig, world: int, stages: list[StageCount]) ->
 def _describe_data(config: RunConfig) -> list[str]:
     if not config.data.train:
         return ["data             none configured: data.train, data.stages and data.tokenizer are needed to train"]
-    from megachameleon.training.batches import open_data
+    from megachameleon.training.batches import open_data, require_enough_samples
     from megachameleon.training.trainer import require_vocabulary_size
 
     data = open_data(config.data, config.training)
     require_vocabulary_size(config, data.vocabulary.size)
+    require_enough_samples(data, config.training, done=0, consumed=0)
     drawn = data.train.blend.drawn_before(config.training.num_steps * config.training.global_batch_size)
     return [
         f"data             {name}: {packed.dataset.num_tokens:,} tokens in {len(packed):,} samples "

@@ -60,12 +60,6 @@ def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
     tokenizers = _common_tokenizers({**train, **validation})
     _require_text_tokenizer(Path(data.tokenizer), tokenizers["text"])
     blend = BlendedSamples.of(train, stages, seed)
-    needed, available = training.num_steps * training.global_batch_size, blend.blend.num_samples
-    if available is not None and available < needed:
-        raise ValueError(
-            f"data.stages: hold {available} samples, but training.num_steps x global_batch_size = {needed}; "
-            "leave `samples` of the last stage empty, or append a stage"
-        )
     limit = training.validation_samples
     return TrainingData(
         train=blend,
@@ -73,6 +67,25 @@ def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
         vocabulary=vocabulary,
         tokenizers=tokenizers,
     )
+
+
+def require_enough_samples(data: TrainingData, training: TrainingConfig, *, done: int, consumed: int) -> None:
+    """Refuse a run that would outlast its stages.
+
+    Args:
+        done: optimizer steps done.
+        consumed: samples consumed by them, at whatever batch size.
+
+    Raises:
+        ValueError: the stages end before the run does.
+    """
+    needed = consumed + (training.num_steps - done) * training.global_batch_size
+    available = data.train.blend.num_samples
+    if available is not None and available < needed:
+        raise ValueError(
+            f"data.stages: hold {available} samples, but the run needs {needed} (training.num_steps x "
+            "global_batch_size); leave `samples` of the last stage empty, or append a stage"
+        )
 
 
 def training_batches(

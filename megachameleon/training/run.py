@@ -1,6 +1,8 @@
 """From a configuration to a finished run: the library behind tools/train.py."""
 
 import os
+from contextlib import nullcontext
+from pathlib import Path
 
 from megachameleon.config import RunConfig
 from megachameleon.parallel.context import parallel_context
@@ -18,11 +20,13 @@ def train(config: RunConfig) -> None:
     data = open_data(config.data, config.training)  # before processes meet: bad input must not wait for a time-out
     with parallel_context(config.parallel) as context:
         from megachameleon.training.callbacks.build import build_callbacks
+        from megachameleon.training.lock import run_lock
         from megachameleon.training.trainer import Trainer
 
-        trainer = Trainer(config, context, data, build_callbacks(config))
-        if trainer.step >= config.training.num_steps:
-            if context.is_main:
+        callbacks = build_callbacks(config)
+        with run_lock(Path(config.output_dir)) if context.is_main else nullcontext():
+            trainer = Trainer(config, context, data, callbacks)
+            if trainer.step < config.training.num_steps:
+                trainer.run()
+            elif context.is_main:
                 print(f"{config.output_dir}: already finished at step {trainer.step}")
-            return
-        trainer.run()

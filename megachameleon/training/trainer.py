@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 
-from megachameleon.checkpoint.folder import CONFIG_FILE, complete_checkpoints
+from megachameleon.checkpoint.folder import CONFIG_FILE, MANIFEST_FILE, complete_checkpoints
 from megachameleon.checkpoint.loading import (
     load_checkpoint,
     require_same_model,
@@ -24,7 +25,7 @@ from megachameleon.model.kernels.table import choose_kernels
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import multiplies_bfloat16, peak_memory
 from megachameleon.parallel.optimizer import apply_settings, build_optimizer, build_schedule, wrap_replicas
-from megachameleon.training.batches import TrainingData
+from megachameleon.training.batches import TrainingData, require_enough_samples
 from megachameleon.training.callbacks.base import Callback, StepEvent
 from megachameleon.training.step import StepReport, TrainingState, train_step, validate
 
@@ -55,6 +56,7 @@ class Trainer:
         self.kernels = choose_kernels(config.kernels)
         self.state = self._build()
         self._resume()
+        require_enough_samples(data, config.training, done=self.step, consumed=self.consumed_samples)
         self._require_disk()
 
     @property
@@ -141,10 +143,9 @@ class Trainer:
         return TrainingState(model=replica, optimizer=optimizer, schedule=schedule)
 
     def _resume(self) -> None:
-        found = complete_checkpoints(self.checkpoint_folder)
-        if not found:
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is None:
             return
-        checkpoint = found[-1]
         before = saved_config(checkpoint)
         require_same_model(checkpoint, before.model, self.config.model)
         require_same_optimizer(checkpoint, before, self.config)
@@ -159,6 +160,21 @@ class Trainer:
                 "appended) or choose another output_dir"
             )
         self.step, self.consumed_samples = manifest.step, manifest.consumed_samples
+
+    def _newest_checkpoint(self) -> Path | None:
+        """The main process chooses, so that a slow file system cannot let ranks resume from different steps."""
+        found = complete_checkpoints(self.checkpoint_folder) if self.context.is_main else []
+        choice = [found[-1].name if found else None]
+        dist.broadcast_object_list(choice, src=0)
+        if choice[0] is None:
+            return None
+        checkpoint = self.checkpoint_folder / choice[0]
+        if not (checkpoint / MANIFEST_FILE).is_file():
+            raise ValueError(
+                f"output_dir: process {self.context.rank} does not see {checkpoint}; "
+                "output_dir must be on a file system that all nodes share"
+            )
+        return checkpoint
 
     def _data_fingerprint(self, position: int) -> str:
         return self.data.train.history_fingerprint(position)

@@ -184,6 +184,7 @@ def test_old_checkpoints_are_deleted_and_leftovers_with_them(tmp_path):
         folder.mkdir()
         (folder / "manifest.json").write_text("{}")
     (tmp_path / ".step_00000004.tmp").mkdir()
+    (tmp_path / "step_00000000").mkdir()  # a deletion that was cut short
     delete_old(tmp_path, keep_last=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
 
@@ -215,3 +216,27 @@ def test_plain_values_survive():
     back = from_plain(json.loads(json.dumps(to_plain(state))))
     assert back["groups"] == [{"lr": 0.1, "betas": [0.9, 0.95]}] and back["n"] is None
     assert set(back["state"]) == {0, 1} and torch.equal(back["state"][1]["step"], torch.tensor(7.0))
+
+
+def test_no_git_is_no_obstacle(monkeypatch):
+    from megachameleon.checkpoint.saving import versions
+
+    monkeypatch.setenv("PATH", "")
+    assert versions()["commit"] == "unknown"
+
+
+def test_the_forced_optimizer_kernel_survives_a_resume(workers, run_copy):
+    settings = replace(more_steps(run_copy), kernels=replace(run_copy.kernels, optimizer="reference"))
+    assert workers.run(1, fused_after_resume, run_copy)[0] is True
+    assert workers.run(1, fused_after_resume, settings)[0] is False
+
+
+def fused_after_resume(config):
+    from cases import build_trainer
+
+    from megachameleon.parallel.context import parallel_context
+
+    with parallel_context(config.parallel) as context:
+        trainer = build_trainer(config, context)
+        assert trainer.step == 6
+        return trainer.state.optimizer.param_groups[0]["fused"]

@@ -36,6 +36,7 @@ def test_printed_configuration_reads_back_equal():
         ("data.sequence_length=4096", r"4096 is longer than model\.context_length=128"),
         ("optimizer.warmup_steps=20", r"warmup_steps: 20 leaves nothing of training\.num_steps=20"),
         ("data.stages=[{weights: {a: 1}}]", r"weights\.a: no such dataset in data\.train"),
+        ("logging.drawing.top_p=7", r"logging\.drawing\.top_p: 7\.0 must be between"),
         ("training.num_steps", r"expected key\.sub=value"),
         ("training.seed.x=1", r"unknown key|no keys of its own|expected int"),
     ],

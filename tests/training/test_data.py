@@ -2,7 +2,7 @@ import pytest
 
 from megachameleon.data.shards import ShardWriter
 from megachameleon.tokens.vocabulary import Vocabulary
-from megachameleon.training.batches import open_data
+from megachameleon.training.batches import open_data, require_enough_samples
 
 
 def write_shard(folder, vocabulary, *, image_tokenizer="i"):
@@ -45,8 +45,10 @@ def test_missing_and_empty_folders_are_refused(config, tmp_path):
 
 def test_a_run_longer_than_its_stages_is_refused(config):
     settings = config("data.stages=[{weights: {pairs: 1}, samples: 80}]")
-    with pytest.raises(ValueError, match=r"hold 80 samples, but training\.num_steps x global_batch_size = 160"):
-        open_data(settings.data, settings.training)
+    data = open_data(settings.data, settings.training)
+    with pytest.raises(ValueError, match="hold 80 samples, but the run needs 160"):
+        require_enough_samples(data, settings.training, done=0, consumed=0)
+    require_enough_samples(data, settings.training, done=15, consumed=40)  # it began with smaller batches
 
 
 def test_another_text_tokenizer_is_refused(config, corpus, tmp_path):

@@ -44,6 +44,13 @@ class Drawing(Callback):
                 f"data.image_tokenizer={config.data.image_tokenizer}: has {mine[0]} codes on a grid of {mine[1]}, the "
                 f"vocabulary says {theirs[0]} on {theirs[1]}; use the image tokenizer that made the shards"
             )
+        for prompt in config.logging.drawing.prompts:
+            length = 1 + len(self.text_tokenizer.encode(prompt)) + vocabulary.image_length
+            if length > config.model.context_length:
+                raise ValueError(
+                    f"logging.drawing.prompts: {prompt!r} with its picture takes {length} ids, more than "
+                    f"model.context_length={config.model.context_length}; shorten it"
+                )
 
     def on_start(self, trainer: "Trainer") -> None:
         """Check that the image tokenizer is that of the data; open TensorBoard if it is wanted.
@@ -60,7 +67,9 @@ class Drawing(Callback):
         if trainer.context.is_main and trainer.config.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.folder / TENSORBOARD_FOLDER), filename_suffix=".pictures")
+            self.writer = SummaryWriter(
+                str(self.folder / TENSORBOARD_FOLDER), purge_step=trainer.step + 1, filename_suffix=".pictures"
+            )
 
     def on_validation(self, trainer: "Trainer", step: int, reports: dict[str, LossReport]) -> None:
         """Draw."""
