@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 
 def run_tool(
     main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, *, intermixed: bool = False
@@ -23,7 +25,7 @@ def run_tool(
 
     `intermixed` lets options stand between positional arguments (not for parsers with subcommands).
 
-    `ValueError` and `FileNotFoundError` are the user's to mend and exit with 2; anything else exits with 1.
+    `ValueError` and paths that cannot be used are the user's to mend and exit with 2; anything else exits with 1.
     `--debug`, before or after a subcommand, shows the traceback of either.
     """
     _add_debug(parser, default=False)
@@ -38,12 +40,19 @@ def run_tool(
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        user_error = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError)
-        kind = "" if user_error else f"{type(error).__name__}: "
         _let_rank_zero_speak_first()
+        user_error = isinstance(error, (ValueError, *PATH_ERRORS))
         hint = "" if arguments.debug or user_error else " (--debug shows the traceback)"
-        print(f"error: {kind}{error}{hint}", file=sys.stderr)
+        print(f"error: {describe_error(error)}{hint}", file=sys.stderr)
         sys.exit(2 if user_error else 1)
+
+
+def describe_error(error: Exception) -> str:
+    """One line: what a person can act on, without Python's numbers and names where they say nothing."""
+    if isinstance(error, PATH_ERRORS) and error.filename is not None:
+        return f"{error.filename2 or error.filename}: {(error.strerror or 'not usable').lower()}; choose another path"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _add_debug(parser: argparse.ArgumentParser, default: Any) -> None:

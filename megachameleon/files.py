@@ -74,6 +74,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_usable_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, without making it.
+
+    Raises:
+        ValueError: it, or what should hold it, is a file or may not be written.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "is a file" if not existing.is_dir() else "may not be written"
+        raise ValueError(f"{folder}: cannot be used as a folder, because {existing} {what}; choose another")
+
+
 def require_free_space(directory: Path, num_bytes: int, purpose: str) -> None:
     """Refuse to start work that the disk cannot hold.
 

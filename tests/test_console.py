@@ -1,33 +1,42 @@
-"""One line for an error, and its traceback where it is asked for."""
-
-import argparse
 import sys
 
 import pytest
 
-from megachameleon.console import run_tool
+from megachameleon.console import run_tool, tool_parser
 
 
-def run(monkeypatch, *words):
-    """A tool with a subcommand, which fails."""
+def outcome(monkeypatch, capsys, error, *arguments):
+    def main(_):
+        if error is not None:
+            raise error
 
-    def main(arguments: argparse.Namespace) -> None:
-        raise ValueError("x.yaml: wrong")
-
-    parser = argparse.ArgumentParser()
-    parser.add_subparsers(dest="command").add_parser("plan").add_argument("--seed", type=int)
-    monkeypatch.setattr(sys, "argv", ["tool", *words])
-    with pytest.raises(SystemExit) as stopped:
-        run_tool(main, parser)
-    return stopped.value.code
-
-
-@pytest.mark.parametrize("words", [("--debug", "plan"), ("plan", "--debug"), ("plan", "--seed", "1", "--debug")])
-def test_debug_is_accepted_on_either_side_of_a_subcommand(monkeypatch, capsys, words):
-    assert run(monkeypatch, *words) == 2
-    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+    try:
+        run_tool(main, tool_parser("does", "  tool"))
+    except SystemExit as stop:
+        return stop.code, capsys.readouterr().err
+    return 0, capsys.readouterr().err
 
 
-def test_without_debug_an_error_is_one_line(monkeypatch, capsys):
-    assert run(monkeypatch, "plan") == 2
-    assert capsys.readouterr().err == "error: x.yaml: wrong\n"
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (None, 0, ""),
+        (ValueError("a.b: 3 is wrong;\n take 4"), 2, "error: a.b: 3 is wrong; take 4\n"),
+        (FileExistsError(17, "File exists", "out/x"), 2, "error: out/x: file exists; choose another path\n"),
+        (
+            IsADirectoryError(21, "Is a directory", "tmp", None, "page"),
+            2,
+            "error: page: is a directory; choose another path\n",
+        ),
+        (RuntimeError("broke"), 1, "error: RuntimeError: broke (--debug shows the traceback)\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_one_line_and_the_right_status(monkeypatch, capsys, error, status, line):
+    assert outcome(monkeypatch, capsys, error) == (status, line)
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    _, text = outcome(monkeypatch, capsys, ValueError("wrong"), "--debug")
+    assert "Traceback" in text and text.endswith("error: wrong\n")

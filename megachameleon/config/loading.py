@@ -62,18 +62,36 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
 def _parse(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{source}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+            ) from None
+    elif path.is_dir():
+        raise ValueError(f"{source}: is a folder; give a YAML file in it")
     elif source in preset_names():
         text = (resources.files("megachameleon.config") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise ValueError(f"{source}: neither a file nor a preset; {nearest(source, preset_names())}")
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, _UniqueKeyLoader) or {}  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected a mapping at the top, got {type(values).__name__}")
     return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error rather than the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"key {twice!r} is given twice, at line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class ModelConfig:
         _require_divides("num_query_groups", self.num_query_groups, "qk_norm_groups", self.qk_norm_groups)
         if self.head_dim % 2:
             raise ValueError(f"model.hidden_size: head dimension {self.head_dim} must be even for RoPE")
+        if not 1 <= self.rope_theta < 1e12 or not 0 < self.init_std < 10 or not 0 < self.norm_eps < 1:
+            raise ValueError(
+                f"model.rope_theta, init_std, norm_eps: {self.rope_theta}, {self.init_std}, {self.norm_eps} must lie in "
+                "[1, 1e12), (0, 10) and (0, 1)"
+            )
         for name in ("dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}: {getattr(self, name)} must be in [0, 1)")
@@ -68,5 +73,11 @@ def _require_divides(name: str, value: int, divisor_name: str, divisor: int) -> 
     if value % divisor:
         raise ValueError(
             f"model.{name}: {value} is not divisible by {divisor_name}={divisor}; "
-            f"the nearest that are: {value // divisor * divisor or divisor} and {(value // divisor + 1) * divisor}"
+            f"{_multiples(value, divisor)} would work"
         )
+
+
+def _multiples(value: int, divisor: int) -> str:
+    """The multiples of `divisor` around `value`."""
+    low = value // divisor * divisor
+    return f"{low} or {low + divisor}" if low else str(divisor)

@@ -24,8 +24,10 @@ class OptimizerConfig:
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""
-        if self.lr <= 0 or not 0 <= self.min_lr <= self.lr:
-            raise ValueError(f"optimizer.lr: need 0 <= min_lr <= lr and lr > 0, got lr={self.lr}, min_lr={self.min_lr}")
+        if not 0 < self.lr < 1e3 or not 0 <= self.min_lr <= self.lr:
+            raise ValueError(
+                f"optimizer.lr: need 0 <= min_lr <= lr and 0 < lr < 1000, got lr={self.lr}, min_lr={self.min_lr}"
+            )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}: {getattr(self, name)} must be in [0, 1)")

@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megachameleon.config import RunConfig
+from megachameleon.files import require_usable_folder
 from megachameleon.parallel.device import install, multiplies_bfloat16, pick_device
 
 
@@ -35,6 +37,7 @@ def dry_run(config: RunConfig, world_size: int | None) -> str:
     start = time.perf_counter()
     world = world_size or max(int(os.environ.get("WORLD_SIZE", "1")), config.parallel.model_parallel)
     config.validate_world(world)
+    require_usable_folder(Path(config.output_dir))
     install(pick_device())
     data = _describe_data(config)
     stages = count_stages(config, world)

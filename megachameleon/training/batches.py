@@ -1,6 +1,6 @@
 """Which samples each rank reads at each step: a pure function of the position in the blend."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,8 +16,8 @@ from megachameleon.data.samples import Sample, collate
 from megachameleon.data.shards import Dataset
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.seeding import derive_seed
-from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
+from megachameleon.training.lineage import Tokenizers, tokenizers_of
 
 Batch = dict[str, Tensor]
 
@@ -35,8 +35,7 @@ class TrainingData:
     train: BlendedSamples
     validation: dict[str, FirstSamples]
     vocabulary: Vocabulary
-    tokenizers: dict[str, str | None]
-    """Fingerprints of the `text` and `image` tokenizers that made the shards."""
+    tokenizers: Tokenizers
 
 
 def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
@@ -57,15 +56,13 @@ def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
     train = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.train.items()}
     validation = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.validation.items()}
     stages = [Stage(num_samples=stage.samples, weights=stage.weights) for stage in data.stages]
-    tokenizers = _common_tokenizers({**train, **validation})
-    _require_text_tokenizer(Path(data.tokenizer), tokenizers["text"])
     blend = BlendedSamples.of(train, stages, seed)
     limit = training.validation_samples
     return TrainingData(
         train=blend,
         validation={name: FirstSamples(packed, limit) for name, packed in validation.items()},
         vocabulary=vocabulary,
-        tokenizers=tokenizers,
+        tokenizers=tokenizers_of({**train, **validation}, data),
     )
 
 
@@ -120,33 +117,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _require_text_tokenizer(folder: Path, wanted: str | None) -> None:
-    """Training needs only the vocabulary, but what it saves must name the tokenizer that made the data."""
-    if not (folder / MODEL_FILE).exists():
-        return
-    found = TextTokenizer.load(folder).fingerprint
-    if wanted not in (None, found):
-        raise ValueError(
-            f"data.tokenizer={folder}: is not the tokenizer that made the shards (fingerprint {found}, not {wanted}); "
-            "name that one"
-        )
-
-
-def _common_tokenizers(datasets: Mapping[str, PackedDataset]) -> dict[str, str | None]:
-    """The tokenizers that made all datasets: the same ids mean other words or pictures elsewhere."""
-    found: dict[str, str | None] = {"text": None, "image": None}
-    for name, packed in datasets.items():
-        for kind, fingerprint in (("text", packed.dataset.tokenizer), ("image", packed.dataset.image_tokenizer)):
-            if None not in (found[kind], fingerprint) and found[kind] != fingerprint:
-                raise ValueError(
-                    f"data: dataset {name} was made with another {kind} tokenizer ({fingerprint}) than the datasets "
-                    f"before it ({found[kind]}); preprocess all of them with the same one"
-                )
-            found[kind] = found[kind] or fingerprint
-    return found
-
-
 def _pack(name: str, paths: tuple[str, ...], data: DataConfig, vocabulary: Vocabulary, seed: int) -> PackedDataset:
+    if not paths:
+        raise ValueError(f"data: dataset {name} has no shards; give it a folder, or take it out")
     dataset = Dataset.open(list(paths))
     vocabulary.require_same(dataset.vocabulary, f"data.tokenizer={data.tokenizer}", f"dataset {name}")
     return PackedDataset(dataset, data.sequence_length, seed)

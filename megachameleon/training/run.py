@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from megachameleon.config import RunConfig
+from megachameleon.files import require_usable_folder
 from megachameleon.parallel.context import parallel_context
 
 
@@ -15,6 +16,7 @@ def train(config: RunConfig) -> None:
         ValueError: anything that is wrong with configuration, data or checkpoints, before training starts.
     """
     config.validate_world(int(os.environ.get("WORLD_SIZE", "1")))
+    require_usable_folder(Path(config.output_dir))
     from megachameleon.training.batches import open_data
 
     data = open_data(config.data, config.training)  # before processes meet: bad input must not wait for a time-out

@@ -31,12 +31,17 @@ def test_printed_configuration_reads_back_equal():
         ("parallel.tensor_parallel=3", r"3 does not divide model\.num_attention_heads=4; sizes that do: 1, 2, 4"),
         ("parallel.pipeline_parallel=3", r"3 does not divide model\.num_layers=2; sizes that do: 1, 2"),
         ("parallel.sequence_parallel=true", r"sequence_parallel: needs tensor_parallel of 2 or more"),
-        ("model.hidden_size=30", r"model\.hidden_size: 30 is not divisible by num_attention_heads=4.*28 and 32"),
+        (
+            "model.hidden_size=30",
+            r"model\.hidden_size: 30 is not divisible by num_attention_heads=4; 28 or 32 would work",
+        ),
         ("model.qk_norm_groups=3", r"num_query_groups: 2 is not divisible by qk_norm_groups=3"),
         ("data.sequence_length=4096", r"4096 is longer than model\.context_length=128"),
         ("optimizer.warmup_steps=20", r"warmup_steps: 20 leaves nothing of training\.num_steps=20"),
         ("data.stages=[{weights: {a: 1}}]", r"weights\.a: no such dataset in data\.train"),
         ("logging.drawing.top_p=7", r"logging\.drawing\.top_p: 7\.0 must be between"),
+        ("optimizer.lr=.inf", r"optimizer\.lr: need"),
+        ("model.rope_theta=0", r"model\.rope_theta"),
         ("training.num_steps", r"expected key\.sub=value"),
         ("training.seed.x=1", r"unknown key|no keys of its own|expected int"),
     ],
@@ -79,6 +84,14 @@ def test_missing_and_malformed_files(tmp_path):
     bad.write_text("model: [unclosed")
     with pytest.raises(ValueError, match=r"bad\.yaml: not valid YAML"):
         load_config(str(bad))
+    bad.write_text("extends: debug\noptimizer: {lr: 1}\noptimizer: {lr: 2}\n")
+    with pytest.raises(ValueError, match="key 'optimizer' is given twice"):
+        load_config(str(bad))
+    bad.write_bytes(b"model: {\xe9: 1}")
+    with pytest.raises(ValueError, match=r"bad\.yaml: not UTF-8"):
+        load_config(str(bad))
+    with pytest.raises(ValueError, match="is a folder"):
+        load_config(str(tmp_path))
     bad.write_text("model: !!python/object/apply:os.system ['true']")
     with pytest.raises(ValueError, match="not valid YAML"):
         load_config(str(bad))

@@ -53,17 +53,7 @@ class Drawing(Callback):
                 )
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Check that the image tokenizer is that of the data; open TensorBoard if it is wanted.
-
-        Raises:
-            ValueError: another tokenizer made the shards.
-        """
-        mine, wanted = self.image_tokenizer.fingerprint, trainer.data.tokenizers["image"]
-        if wanted not in (None, mine):
-            raise ValueError(
-                f"data.image_tokenizer={trainer.config.data.image_tokenizer}: is not the one that made the shards "
-                f"(fingerprint {mine}, not {wanted}); name that one"
-            )
+        """Open TensorBoard if it is wanted."""
         if trainer.context.is_main and trainer.config.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,6 +1,7 @@
 """What the person at the terminal sees: a header, a progress bar with an ETA, a line now and then."""
 
 import contextlib
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,9 @@ class Terminal(Callback):
         if self._bar is None:
             return
         losses = event.report.losses
-        note = (
-            f"loss {losses.loss:.3f} (text {losses.loss_text:.3f}, image {losses.loss_image:.3f}) "
-            f"{event.tokens_per_second:,.0f} tok/s"
-        )
+        parts = {"text": losses.loss_text, "image": losses.loss_image}
+        by_modality = ", ".join(f"{name} {value:.3f}" for name, value in parts.items() if math.isfinite(value))
+        note = f"loss {losses.loss:.3f} ({by_modality}) {event.tokens_per_second:,.0f} tok/s"
         self._bar.advance()
         self._bar.note(note)
         if not self._console.is_terminal and event.step % trainer.config.training.log_every == 0:

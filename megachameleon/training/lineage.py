@@ -1,0 +1,54 @@
+"""The tokenizers behind the data: shards, configuration and checkpoints must agree on them.
+
+The same ids mean other words and other pictures under another tokenizer of the same layout, and nothing else would show
+it until someone looks at what the model writes and draws.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from megachameleon.config import DataConfig
+from megachameleon.data.packing import PackedDataset
+from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
+
+Tokenizers = dict[str, str | None]
+"""Fingerprints of the `text` and `image` tokenizers; None where the data has none."""
+
+
+def tokenizers_of(datasets: Mapping[str, PackedDataset], data: DataConfig) -> Tokenizers:
+    """The tokenizers that made all datasets, checked against those that the configuration names.
+
+    Raises:
+        ValueError: two datasets, or the data and the configuration, disagree; or a named tokenizer is missing.
+    """
+    found = _common_tokenizers(datasets)
+    text_folder = Path(data.tokenizer)
+    if (text_folder / MODEL_FILE).exists():  # training itself needs only the vocabulary beside it
+        _require("data.tokenizer", text_folder, TextTokenizer.load(text_folder).fingerprint, found["text"])
+    if data.image_tokenizer is not None:
+        from megachameleon.tokens.vq import ImageTokenizer
+
+        image_folder = Path(data.image_tokenizer)
+        _require("data.image_tokenizer", image_folder, ImageTokenizer.load(image_folder).fingerprint, found["image"])
+    return found
+
+
+def _common_tokenizers(datasets: Mapping[str, PackedDataset]) -> Tokenizers:
+    found: Tokenizers = {"text": None, "image": None}
+    for name, packed in datasets.items():
+        for kind, fingerprint in (("text", packed.dataset.tokenizer), ("image", packed.dataset.image_tokenizer)):
+            if None not in (found[kind], fingerprint) and found[kind] != fingerprint:
+                raise ValueError(
+                    f"data: dataset {name} was made with another {kind} tokenizer ({fingerprint}) than the datasets "
+                    f"before it ({found[kind]}); preprocess all of them with the same one"
+                )
+            found[kind] = found[kind] or fingerprint
+    return found
+
+
+def _require(key: str, folder: Path, mine: str, wanted: str | None) -> None:
+    if wanted not in (None, mine):
+        raise ValueError(
+            f"{key}={folder}: is not the tokenizer that made the shards (fingerprint {mine}, not {wanted}); "
+            "name that one"
+        )
