@@ -61,7 +61,7 @@ class ModelConfig:
             raise ValueError(f"model.hidden_size: head dimension {self.head_dim} must be even for RoPE")
         if not 1 <= self.rope_theta < 1e12 or not 0 < self.init_std < 10 or not 0 < self.norm_eps < 1:
             raise ValueError(
-                f"model.rope_theta, init_std, norm_eps: {self.rope_theta}, {self.init_std}, {self.norm_eps} must lie in "
+                f"model.rope_theta={self.rope_theta}, init_std={self.init_std}, norm_eps={self.norm_eps}: must lie in "
                 "[1, 1e12), (0, 10) and (0, 1)"
             )
         for name in ("dropout", "embedding_dropout"):
