@@ -25,8 +25,8 @@ class Profile:
 FULL = Profile(
     raw_flags=("--text-megabytes", "1"),
     expected_seconds={
-        "raw": 12, "text_tokenizer": 2, "image_tokenizer": 135, "shards": 21, "training": 520, "layouts": 37,
-        "generation": 19, "evaluation": 30, "report": 1,
+        "raw": 14, "text_tokenizer": 2, "image_tokenizer": 165, "shards": 22, "training": 440, "layouts": 30,
+        "generation": 18, "evaluation": 28, "report": 1,
     },
 )  # fmt: skip
 
