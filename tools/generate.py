@@ -98,7 +98,8 @@ def _prompts(arguments: argparse.Namespace) -> "list[Prompt]":
     if arguments.prompts is not None:
         prompts = read_prompts(arguments.prompts)
     else:
-        prompts = [Prompt(segments=tuple(arguments.segments), origin="--prompt")]
+        kinds = {"--image" if isinstance(segment, Path) else "--prompt" for segment in arguments.segments}
+        prompts = [Prompt(segments=tuple(arguments.segments), origin=", ".join(sorted(kinds)) or "--prompt")]
     if arguments.samples < 1:
         raise ValueError(f"--samples: {arguments.samples} must be at least 1")
     return [prompt for prompt in prompts for _ in range(arguments.samples)]

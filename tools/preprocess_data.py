@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
 
 from megachameleon.console import run_tool, tool_parser
@@ -52,7 +54,7 @@ def plan(arguments: argparse.Namespace) -> None:
     options = DocumentOptions(
         picture_first=arguments.picture_first,
         captions=arguments.captions,
-        languages=tuple(language for language in arguments.languages.split(",") if language),
+        languages=_languages(arguments.languages),
         seed=arguments.seed,
     )
     plan = plan_preprocessing(
@@ -72,20 +74,31 @@ def plan(arguments: argparse.Namespace) -> None:
     )
 
 
+def _languages(text: str | None) -> tuple[str, ...]:
+    codes = () if text is None else tuple(code.strip() for code in text.split(","))
+    if "" in codes:
+        raise ValueError(f"--languages {text!r}: an empty code; give codes such as en,de, or leave it out for all")
+    return codes
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Make shards."""
     from megachameleon.data.jobs import run_units
     from megachameleon.data.preprocessing import RunOptions
 
-    threads = None if arguments.workers == 1 else max(1, (os.cpu_count() or 1) // arguments.workers)
+    threads = None if arguments.workers <= 1 else max(1, (os.cpu_count() or 1) // arguments.workers)
     options = RunOptions(
         max_bad=arguments.max_bad,
         code_cache=arguments.code_cache or arguments.output / "cache",
         device=arguments.device,
         num_threads=threads,
     )
-    run_units(arguments.output, options, number=arguments.unit, workers=arguments.workers)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the workers too
+    states = run_units(arguments.output, options, number=arguments.unit, workers=arguments.workers)
     status(arguments)
+    chosen = states if arguments.unit is None else [states[arguments.unit]]
+    if unfinished := sum(state.problem is not None for state in chosen):
+        sys.exit(f"error: {unfinished} units are not finished; wait for the other run to end, then run again")
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -98,10 +111,11 @@ def status(arguments: argparse.Namespace) -> None:
             print(f"{state.unit.name}: {state.problem}")
         else:
             m = state.manifest
+            empty = "" if m.num_documents or m.filtered else " (its inputs hold no records)"
             set_aside = sum(m.quarantined.values())
             print(
                 f"{state.unit.name}: {m.num_documents:,} documents, {m.num_text_tokens:,} ids of text, "
-                f"{m.num_images:,} pictures" + (f", {set_aside:,} records set aside" if set_aside else "")
+                f"{m.num_images:,} pictures{empty}" + (f", {set_aside:,} records set aside" if set_aside else "")
             )
     finished = sum(state.manifest is not None for state in states)
     print(f"{arguments.output}: {finished} of {len(states)} units are finished")
@@ -158,7 +172,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--image-tokenizer", type=Path, help="folder of the picture tokenizer")
     add("--picture-first", type=float, default=0.5, help="share of pictures before their caption (default %(default)s)")
     add("--captions", choices=["all", "first"], default="all", help="one document for each caption, or for the first")
-    add("--languages", default="", help="captions to keep, such as en,de (default: all)")
+    add("--languages", help="captions to keep, such as en,de (default: all)")
     add("--seed", type=int, default=0, help="of the order of picture and caption (default %(default)s)")
     add("--units", type=int, help="number of shards (default: one for each input)")
     add("--allow-damaged-archives", action="store_true", help="keep what comes before the damage")

@@ -1,6 +1,9 @@
 """Running the units of a plan, here or in several processes, and saying where they stand."""
 
 import multiprocessing
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,9 +55,12 @@ def run_units(folder: Path, options: RunOptions, *, number: int | None = None, w
         All units' states afterwards.
 
     Raises:
-        ValueError: no plan, no such unit, too little disk, or a unit failed; the others' shards stay.
+        ValueError: no plan, no such unit, too little disk, no document in any unit, or a unit failed; the others'
+            shards stay.
         RuntimeError: a process died.
     """
+    if workers < 1:
+        raise ValueError(f"--workers {workers}: must be at least 1")
     plan = Plan.load(folder)
     if number is not None and not 0 <= number < len(plan.units):
         raise ValueError(f"--unit {number}: the plan in {folder} has units 0..{len(plan.units) - 1}")
@@ -70,7 +76,9 @@ def run_units(folder: Path, options: RunOptions, *, number: int | None = None, w
                 run_unit(plan, folder, unit, options, bar.advance)
         else:
             _run_in_processes(plan, folder, units, options, workers, bar)
-    return unit_states(folder)
+    states = _settled_states(folder, chosen)
+    _require_documents(folder, states)
+    return states
 
 
 def verify_units(folder: Path) -> None:
@@ -100,11 +108,13 @@ def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
     for shard in shards[1:]:
         first.vocabulary.require_same(shard.vocabulary, str(first.prefix), str(shard.prefix))
         if shard.manifest.tokenizer != first.manifest.tokenizer:
-            raise ValueError(f"{shard.prefix}: made with another tokenizer than {first.prefix}; merge like with like")
+            raise ValueError(
+                f"{shard.prefix}: made with another tokenizer than {first.prefix}; preprocess both with one"
+            )
     image_tokenizers = {shard.manifest.image_tokenizer for shard in shards if shard.manifest.image_tokenizer}
     if len(image_tokenizers) > 1:
         raise ValueError(
-            f"{prefix}: shards of several image tokenizers {sorted(image_tokenizers)}; merge like with like"
+            f"{prefix}: shards of several image tokenizers {sorted(image_tokenizers)}; preprocess all with one"
         )
     with ShardWriter(
         prefix,
@@ -126,11 +136,45 @@ def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
         )
 
 
+def _settled_states(folder: Path, chosen: Sequence[Unit], patience: float = 5.0) -> list[UnitState]:
+    """All states; another run that has made one of `chosen` too may just be putting its shard in place of ours."""
+    end = time.monotonic() + patience
+    while True:
+        states = unit_states(folder)
+        if all(s.problem is None for s in states if s.unit in chosen) or time.monotonic() > end:
+            return states
+        time.sleep(0.2)
+
+
+def _require_documents(folder: Path, states: Sequence[UnitState]) -> None:
+    manifests = [state.manifest for state in states if state.manifest is not None]
+    if len(manifests) < len(states) or any(manifest.num_documents for manifest in manifests):
+        return
+    if any(manifest.filtered for manifest in manifests):
+        raise ValueError(f"{folder}: no caption is in the languages of --languages; plan again with others")
+    names = ", ".join(item.path for item in states[0].unit.inputs[:3])
+    raise ValueError(f"{folder}: no records in {names} or any other input; check the inputs")
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent is killed; the executor's own workers would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _run_in_processes(
     plan: Plan, folder: Path, units: Sequence[Unit], options: RunOptions, workers: int, bar: ProgressTask
 ) -> None:
     # spawn, because forking a process that has started threads of PyTorch may hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         jobs = {pool.submit(run_unit, plan, folder, unit, options): unit for unit in units}
         try:
             for job in as_completed(jobs):
@@ -141,5 +185,9 @@ def _run_in_processes(
                 "a worker process died (killed, or out of memory?); finished units stay, run again, "
                 "with fewer --workers if memory was short"
             ) from None
+        except (KeyboardInterrupt, SystemExit):
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -16,6 +16,8 @@ from megachameleon.data.records import (
     SegmentsRecord,
     TextSegment,
     checked_text,
+    decode_text,
+    kind_of,
     require_segments,
 )
 
@@ -30,13 +32,15 @@ def parse_json(data: bytes) -> dict[str, Any]:
         ValueError: not UTF-8, not JSON, or not an object.
     """
     try:
-        values = json.loads(data.decode("utf-8"))
+        values = json.loads(decode_text(data))
     except UnicodeDecodeError:
         raise ValueError("not valid UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"JSON is a {type(values).__name__}, not an object")
+        raise ValueError(f"JSON is {kind_of(values)}, not an object")
     return values
 
 
@@ -56,7 +60,7 @@ def segments_record(origin: str, entries: Any, picture_named: Callable[[Any], Pi
         elif "image" in entry:
             segments.append(picture_named(entry["image"]))
         else:
-            segments.append(_inline_picture(entry["image_base64"], f"{origin}: segments[{number}]"))
+            segments.append(_inline_picture(entry["image_base64"], f"segments[{number}]"))
     return SegmentsRecord(origin, tuple(segments))
 
 
@@ -73,7 +77,7 @@ def read_jsonl(path: Path, file: IO[bytes], report: Callable[[int], None]) -> It
             yield BadRecord(path.name, f"line {number}", f"longer than {MAX_LINE_BYTES:,} bytes")
         elif line.strip():
             try:
-                yield _parse(path, f"{path.name}:{number}", parse_json(line))
+                yield _parse(path, f"line {number}", parse_json(line))
             except ValueError as error:
                 yield BadRecord(path.name, f"line {number}", str(error))
 

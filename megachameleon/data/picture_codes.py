@@ -83,7 +83,7 @@ class PictureCoder:
         self._known: dict[str, np.ndarray] = {}
 
     def codes_of(self, pictures: Sequence[PictureSegment]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Codes [codes_per_image] by content hash, and reasons by content hash of pictures that are damaged."""
+        """Codes [codes_per_image] by content hash, and by content hash why a picture is damaged, without its name."""
         wanted = {picture.content_hash: picture for picture in pictures}
         codes = {key: self._known[key] for key in wanted if key in self._known}
         if self._cache is not None:
@@ -95,7 +95,7 @@ class PictureCoder:
                 try:
                     prepared[key] = self._prepare(picture)
                 except ValueError as error:
-                    reasons[key] = str(error)
+                    reasons[key] = str(error).removeprefix(f"{picture.origin}: ")
         fresh = self._encode(prepared)
         if self._cache is not None and fresh:
             self._cache.put(fresh)

@@ -11,6 +11,7 @@ from megachameleon.files import read_json, write_json
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = 1
+_AGAIN = "make the plan again (preprocess_data.py plan --replace)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +84,8 @@ class Plan:
                 for unit in values["units"]
             )
             return cls(**values)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{path}: damaged plan ({error}); make the plan again") from None
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: damaged plan ({error}); {_AGAIN}") from None
 
 
 def planned_units(folder: Path) -> list[str]:
@@ -123,7 +124,10 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / PLAN_FILE
     if not path.exists():
         raise ValueError(f"{path}: no plan there; run preprocess_data.py plan first")
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except ValueError:
+        raise ValueError(f"{path}: not valid JSON; {_AGAIN}") from None
     if not isinstance(values, dict) or values.pop("version", None) != PLAN_VERSION:
-        raise ValueError(f"{path}: not a plan of version {PLAN_VERSION}; make the plan again")
+        raise ValueError(f"{path}: not a plan of version {PLAN_VERSION}; {_AGAIN}")
     return values

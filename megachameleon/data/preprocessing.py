@@ -4,9 +4,10 @@ Nothing depends on the order of units, on the number of processes, or on what th
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from megachameleon.data.manifest import FileRecord, ShardManifest
 from megachameleon.data.picture_codes import CodeCache, PictureCoder
 from megachameleon.data.plan import Plan, PlannedInput, Unit, make_units
 from megachameleon.data.records import BadRecord, Record
-from megachameleon.data.shards import ShardReader, ShardWriter, shard_file
+from megachameleon.data.shards import ShardReader, ShardWriter, being_written, shard_file
 from megachameleon.data.sources import find_sources, read_source, survey_source
 from megachameleon.data.tar_source import DamagedArchiveError
 from megachameleon.files import require_free_space, sha256_of, write_text
@@ -47,6 +48,10 @@ class RunOptions:
     num_threads: int | None = None
     """Threads of each process; None leaves it to PyTorch."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"--max-bad {self.max_bad}: must be a share between 0 and 1, such as 0.01")
+
 
 def plan_preprocessing(
     inputs: Iterable[Path],
@@ -68,9 +73,13 @@ def plan_preprocessing(
     Raises:
         ValueError: no inputs, a damaged archive, tokenizers that do not fit, or another plan in `output`.
     """
+    if num_units is not None and num_units < 1:
+        raise ValueError(f"--units {num_units}: must be at least 1; leave it out for one shard an input")
     files = find_sources(inputs)
     text_tokenizer, picture_tokenizer = load_tokenizers(tokenizer, image_tokenizer, "cpu")
     planned = [_planned_input(file, allow_damaged_archives) for file in track(files, "hashing inputs")]
+    if not any(item.text_bytes or item.num_pictures for item in planned):
+        raise ValueError(f"{planned[0].path}: no records in it or any other input; check the inputs")
     if picture_tokenizer is None and (with_pictures := [item for item in planned if item.num_pictures]):
         raise ValueError(f"{with_pictures[0].path}: holds pictures; give the picture tokenizer with --image-tokenizer")
     plan = Plan(
@@ -104,6 +113,8 @@ def load_tokenizers(
 
     from megachameleon.tokens.vq import ImageTokenizer
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here; choose cpu or auto")
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     picture_tokenizer = ImageTokenizer.load(image_tokenizer, torch.device(where))
     _require_fit(text_tokenizer.vocabulary, picture_tokenizer, tokenizer, image_tokenizer)
@@ -113,7 +124,7 @@ def load_tokenizers(
 def unit_problem(plan: Plan, folder: Path, unit: Unit) -> str | None:
     """Why a unit still has to be run; None when its shard is there, opens, and was made by this plan."""
     if not shard_file(folder / unit.name, ".json").exists():
-        return "not run"
+        return "being made by another run" if being_written(folder / unit.name) else "not run"
     try:
         manifest = ShardReader(folder / unit.name).manifest
     except ValueError as error:
@@ -146,7 +157,8 @@ def run_unit(
         report: is told input bytes as they are done.
 
     Raises:
-        ValueError: an input or tokenizer changed since the plan, or too many records are bad; nothing is left then.
+        ValueError: an input or tokenizer changed since the plan, or too many records are bad; then only
+            `NAME.quarantine.jsonl` is left.
     """
     if options.num_threads is not None:
         import torch
@@ -187,16 +199,13 @@ class _UnitRun:
     def run(self, max_bad: float, report: Callable[[int], None]) -> ShardManifest:
         for item in self._unit.inputs:
             records = self._read(Path(item.path), _delta(report, item.bytes))
+            name = _name_in(self._plan, item)
             while batch := list(islice(records, RECORDS_PER_BATCH)):
-                self._write(item, batch)
+                self._write(item, name, batch)
                 if self._num_records > 10_000:
                     self._require_tolerable(max_bad)
         self._require_tolerable(max_bad)
-        quarantine = shard_file(self._writer.prefix, ".quarantine.jsonl")
-        if self._bad:
-            write_text(quarantine, "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in self._bad))
-        else:
-            quarantine.unlink(missing_ok=True)
+        self._save_quarantine()
         return self._writer.commit(
             inputs=_file_records(self._unit),
             quarantined=dict(sorted(Counter(bad.file for bad in self._bad).items())),
@@ -212,7 +221,7 @@ class _UnitRun:
                 raise
             yield BadRecord(path.name, "end", error.reason)
 
-    def _write(self, item: PlannedInput, batch: list[Record | BadRecord]) -> None:
+    def _write(self, item: PlannedInput, name: str, batch: list[Record | BadRecord]) -> None:
         self._num_records += len(batch)
         documents = [
             [] if isinstance(record, BadRecord) else documents_of(record, self._plan.options) for record in batch
@@ -220,12 +229,12 @@ class _UnitRun:
         codes, reasons = self._codes_of(item, [document for group in documents for document in group])
         for record, group in zip(batch, documents, strict=True):
             if isinstance(record, BadRecord):
-                self._bad.append(record)
+                self._bad.append(replace(record, file=name))
                 continue
-            keys = {picture.content_hash for document in group for picture in document.pictures}
-            if broken := sorted(reasons[key] for key in keys & set(reasons)):
-                name = Path(item.path).name
-                self._bad.append(BadRecord(name, record.origin.removeprefix(f"{name}:"), broken[0]))
+            pictures = [picture for document in group for picture in document.pictures]
+            if broken := [picture for picture in pictures if picture.content_hash in reasons]:
+                reason = f"{broken[0].origin}: {reasons[broken[0].content_hash]}"
+                self._bad.append(BadRecord(name, record.origin, reason))
                 continue
             self._num_filtered += not group
             for document in group:
@@ -245,10 +254,21 @@ class _UnitRun:
         bad, records = len(self._bad), self._num_records
         if bad and (bad == records or bad > max(ALWAYS_TOLERATED, max_bad * records)):
             examples = "; ".join(f"{bad.file}, {bad.place}: {bad.reason}" for bad in self._bad[:3])
+            too_many = "" if bad == records else f", more than --max-bad {max_bad:g} allows"
+            remedy = "" if bad == records else ", or raise --max-bad"
             raise ValueError(
-                f"unit {self._unit.name}: {bad} of {records} records are bad, more than --max-bad {max_bad:g} allows "
-                f"({examples}{'; ...' if bad > 3 else ''}); mend the input and plan again, or raise --max-bad"
+                f"unit {self._unit.name}: {bad} of {records} records are bad{too_many} "
+                f"({examples}{'; ...' if bad > 3 else ''}); all reasons are in {self._save_quarantine()}; "
+                f"mend the input and plan again{remedy}"
             )
+
+    def _save_quarantine(self) -> Path:
+        path = shard_file(self._writer.prefix, ".quarantine.jsonl")
+        if self._bad:
+            write_text(path, "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in self._bad))
+        else:
+            path.unlink(missing_ok=True)
+        return path
 
 
 def _planned_input(path: Path, allow_damaged: bool) -> PlannedInput:
@@ -298,6 +318,12 @@ def _require_unchanged(
 
 def _file_records(unit: Unit) -> tuple[FileRecord, ...]:
     return tuple(FileRecord(name=Path(item.path).name, bytes=item.bytes, sha256=item.sha256) for item in unit.inputs)
+
+
+def _name_in(plan: Plan, item: PlannedInput) -> str:
+    """An input's path relative to the folder that holds all inputs of the plan."""
+    folders = [Path(other.path).parent for unit in plan.units for other in unit.inputs]
+    return str(Path(item.path).relative_to(os.path.commonpath(folders)))
 
 
 def _shard_options(plan: Plan) -> dict:

@@ -19,7 +19,7 @@ class PictureSegment:
 
     data: bytes
     origin: str
-    """Where it came from, for errors."""
+    """Its name within the record, for errors."""
     content_hash: str = field(init=False)
     """The SHA-256 of `data`, in hexadecimal."""
 
@@ -43,7 +43,7 @@ class SegmentsRecord:
     """Text and pictures in reading order; plain text is one segment."""
 
     origin: str
-    """File and key or line."""
+    """Place in its file: the key, or the line."""
     segments: tuple[Segment, ...]
 
 
@@ -52,6 +52,7 @@ class CaptionedRecord:
     """A picture with one or more captions."""
 
     origin: str
+    """Place in its file."""
     picture: PictureSegment
     captions: tuple[Caption, ...]
 
@@ -69,6 +70,21 @@ class BadRecord:
 Record = SegmentsRecord | CaptionedRecord
 
 
+def decode_text(data: bytes) -> str:
+    """UTF-8 without the mark (BOM) that some editors put in front.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8.
+    """
+    return data.decode("utf-8").removeprefix("\ufeff")
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in plain words."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
 def checked_text(value: Any, what: str) -> str:
     """A text that is not empty and is valid Unicode.
 
@@ -76,7 +92,7 @@ def checked_text(value: Any, what: str) -> str:
         ValueError: it is not.
     """
     if not isinstance(value, str):
-        raise ValueError(f"{what} is {type(value).__name__}, not text")
+        raise ValueError(f"{what} is {kind_of(value)}, not text")
     if not value.strip():
         raise ValueError(f"{what} is empty")
     try:

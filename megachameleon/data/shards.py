@@ -172,6 +172,13 @@ class ShardWriter:
         manifest.save(manifest_path)
 
 
+def being_written(prefix: Path) -> bool:
+    """Whether another process on this machine is writing the shard."""
+    pattern = _temporary_file(prefix.with_name(glob.escape(prefix.name)), ".bin", "*").name
+    processes = [path.name.split(".")[-2] for path in prefix.parent.glob(pattern)]
+    return any(p.isdecimal() and int(p) != os.getpid() and psutil.pid_exists(int(p)) for p in processes)
+
+
 def _temporary_file(prefix: Path, suffix: str, process: str) -> Path:
     return prefix.with_name(f".{prefix.name}{suffix}.{socket.gethostname()}.{process}.tmp")
 

@@ -12,6 +12,7 @@ from megachameleon.data.records import (
     SegmentsRecord,
     TextSegment,
     checked_text,
+    decode_text,
 )
 from megachameleon.data.tar_source import damage_reported, opened, read_tar, split_name, walk_tar
 from megachameleon.tokens.pictures import PICTURE_SUFFIXES
@@ -108,7 +109,7 @@ def texts_of(record: Record) -> list[str]:
 
 def _plain_text(path: Path, content: bytes) -> Record | BadRecord:
     try:
-        return SegmentsRecord(path.name, (TextSegment(checked_text(content.decode("utf-8"), "text")),))
+        return SegmentsRecord("byte 0", (TextSegment(checked_text(decode_text(content), "text")),))
     except UnicodeDecodeError as error:
         return BadRecord(path.name, f"byte {error.start}", "not valid UTF-8")
     except ValueError as error:

@@ -27,6 +27,7 @@ from megachameleon.data.records import (
     SegmentsRecord,
     TextSegment,
     checked_text,
+    decode_text,
     parse_captions,
 )
 from megachameleon.tokens.pictures import PICTURE_SUFFIXES
@@ -137,14 +138,15 @@ def _record(path: Path, key: str, members: Members, error: str) -> Record | BadR
     try:
         if error:
             raise ValueError(error)
-        return _parse(f"{path.name}:{key}", members)
+        return _parse(key, members)
     except ValueError as problem:
         return BadRecord(path.name, key, str(problem))
 
 
 def _parse(origin: str, members: Members) -> Record:
     values = parse_json(members["json"]) if "json" in members else {}
-    pictures = {name: PictureSegment(data, f"{origin}.{name}") for name, data in members.items() if _is_picture(name)}
+    base = origin.rpartition("/")[2]
+    pictures = {name: PictureSegment(data, f"{base}.{name}") for name, data in members.items() if _is_picture(name)}
     if "segments" in values:
         return segments_record(origin, values["segments"], lambda name: _member_picture(pictures, name))
     captions = parse_captions(values) or _text_caption(members)
@@ -180,6 +182,6 @@ def _text_caption(members: Members) -> tuple[Caption, ...]:
     if "txt" not in members:
         return ()
     try:
-        return (Caption(checked_text(members["txt"].decode("utf-8").strip(), "caption")),)
+        return (Caption(checked_text(decode_text(members["txt"]).strip(), "caption")),)
     except UnicodeDecodeError:
         raise ValueError("caption is not valid UTF-8") from None

@@ -1,6 +1,7 @@
 """From logits to one id per row: temperature, top-k, top-p, repetition penalty, and draws that are the row's own."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,13 +27,13 @@ class SamplingSettings:
     """Take the likeliest id; temperature, top_p and top_k then do nothing."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} must be positive; use greedy for the likeliest id")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps all ids")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must not be negative; 0 keeps all ids")
-        if self.repetition_penalty <= 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be positive; 1 does nothing")
 
 

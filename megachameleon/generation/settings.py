@@ -1,5 +1,6 @@
 """What a caller may ask of the engine."""
 
+import math
 from dataclasses import dataclass, field
 
 from megachameleon.generation.modality import MODALITIES, Modality
@@ -37,10 +38,9 @@ class GenerationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if self.guidance < 0 or self.image_guidance < 0:
-            raise ValueError(
-                f"guidance={self.guidance}, image_guidance={self.image_guidance} must not be negative; 1 is no guidance"
-            )
+        for name in ("guidance", "image_guidance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0; 1 is no guidance")
 
     @property
     def picture_limit(self) -> int | None:

@@ -5,6 +5,7 @@ a centre crop. Sizes are bounded on the way, because pictures come from stranger
 """
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -39,7 +40,9 @@ def open_picture(data: bytes, origin: str) -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError(f"{origin}: not a picture ({len(data)} bytes; known are {', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{origin}: refused, {error}") from None
+        pixels = re.search(r"\d+", str(error))  # Pillow refuses the largest ones before we see their sides
+        size = f"{int(pixels[0]):,}" if pixels else "too many"
+        raise ValueError(f"{origin}: {size} pixels exceed the limit of {MAX_PIXELS:,}; shrink it") from None
     except (OSError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         # Pillow's decoders raise any of these on damaged files.
         raise ValueError(f"{origin}: damaged picture ({error})") from None

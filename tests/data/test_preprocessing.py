@@ -1,13 +1,17 @@
+import base64
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from raw_sources import png, write_jsonl, write_tar
 
@@ -187,11 +191,99 @@ def test_too_many_bad_records_fail_the_unit(make_plan, raw):
     folder = make_plan()
     with pytest.raises(ValueError, match=r"11 of 211 records are bad.*text\.jsonl, line 201: not valid JSON"):
         run_units(folder, RunOptions())
-    assert not list(folder.glob("00002*"))
+    (left,) = folder.glob("00002*")
+    assert left.name == "00002-text.quarantine.jsonl" and len(left.read_text().splitlines()) == 11
     assert run_units(folder, RunOptions(max_bad=0.1))[-1].manifest.num_documents == 200
     write_jsonl(raw / "text.jsonl", b"{", b"}")
-    with pytest.raises(ValueError, match="2 of 2 records are bad"):
+    with pytest.raises(ValueError, match=r"2 of 2 records are bad \(.*quarantine\.jsonl; mend the input") as error:
         run_units(make_plan("other"), RunOptions(max_bad=1.0))
+    assert "--max-bad" not in str(error.value)
+
+
+def test_places_and_reasons_of_broken_pictures(make_plan, raw):
+    broken = base64.b64encode(png(1)[:60]).decode()
+    write_jsonl(raw / "text.jsonl", {"text": "good"}, {"segments": [{"text": "x"}, {"image_base64": broken}]})
+    folder = make_plan()
+    run_units(folder, RunOptions())
+    entry = json.loads((folder / "00002-text.quarantine.jsonl").read_text())
+    assert (entry["file"], entry["place"]) == ("text.jsonl", "line 2")
+    assert entry["reason"].startswith("segments[1]: damaged picture")
+
+
+def test_inputs_without_records_are_refused(raw, tmp_path, tokenizer_folder):
+    empty = raw / "empty.jsonl"
+    for content in (b"", b"\n\n"):
+        empty.write_bytes(content)
+        with pytest.raises(ValueError, match=r"no records in|empty\.jsonl: no records"):
+            plan_preprocessing([empty], tmp_path / "out", tokenizer_folder, None, DocumentOptions())
+            run_units(tmp_path / "out", RunOptions())
+    both = [empty, raw / "text.jsonl"]
+    plan_preprocessing(both, tmp_path / "both", tokenizer_folder, None, DocumentOptions())
+    assert [s.manifest.num_documents for s in run_units(tmp_path / "both", RunOptions())] == [0, 30]
+
+
+def test_impossible_numbers_are_refused(make_plan):
+    with pytest.raises(ValueError, match="--units 0: must be at least 1"):
+        make_plan(num_units=0)
+    with pytest.raises(ValueError, match="--workers 0: must be at least 1"):
+        run_units(make_plan(), RunOptions(), workers=0)
+    for share in (-1, float("nan"), 7):
+        with pytest.raises(ValueError, match=r"--max-bad .* between 0 and 1"):
+            RunOptions(max_bad=share)
+
+
+def test_a_broken_plan_says_to_make_it_again(make_plan):
+    folder = make_plan()
+    for content in ("{", "[]", '{"version": 1, "units": 3}'):
+        (folder / "plan.json").write_text(content)
+        with pytest.raises(ValueError, match=r"plan\.json: .*make the plan again .*--replace"):
+            Plan.load(folder)
+    make_plan(replace=True)
+
+
+def test_what_another_run_is_making_is_said(make_plan):
+    folder = make_plan()
+    (folder / f".00002-text.bin.{socket.gethostname()}.{os.getppid()}.tmp").touch()
+    assert [state.problem for state in unit_states(folder)] == ["not run", "not run", "being made by another run"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(how, tmp_path):
+    script = """
+import os, pathlib, sys, time
+from megachameleon.data import jobs
+def sleep(plan, folder, unit, options):
+    pathlib.Path(unit.name).write_text(str(os.getpid()))
+    time.sleep(60)
+class Unit:
+    def __init__(self, name): self.name = name
+if __name__ == "__main__":
+    import signal
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    jobs.run_unit = sleep
+    jobs._run_in_processes(None, None, [Unit("a"), Unit("b")], None, 2, None)
+"""
+    (tmp_path / "script.py").write_text(script)
+    parent = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    files = [tmp_path / "a", tmp_path / "b"]
+    _wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    parent.send_signal(how)
+    assert parent.wait(timeout=30) == (143 if how == signal.SIGTERM else -9)
+    workers = [int(file.read_text()) for file in files]
+    _wait_until(lambda: not any(_alive(pid) for pid in workers))
+
+
+def _wait_until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_damaged_archives_fail_the_plan_or_give_what_is_whole(make_plan, raw):
@@ -296,7 +388,10 @@ def test_merged_shards_count_what_all_of_them_set_aside(make_plan, raw, tmp_path
         write_jsonl(raw / name / "same.jsonl", {"text": "good"}, *([b"{"] * bad))
     folder = make_plan()
     run_units(folder, RunOptions())
-    assert merge_shards(Dataset.open(folder).shards, tmp_path / "merged").quarantined == {"same.jsonl": 3}
+    assert merge_shards(Dataset.open(folder).shards, tmp_path / "merged").quarantined == {
+        "a/same.jsonl": 1,
+        "b/same.jsonl": 2,
+    }
 
 
 def test_the_page_shows_text_and_pictures(make_plan, tmp_path, raw, tokenizer_folder, image_tokenizer_folder):
@@ -323,6 +418,9 @@ def test_the_tool_from_plan_to_page(raw, tmp_path, tokenizer_folder, image_token
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {out}/plan.json: no plan there; run preprocess_data.py plan first\n"
     tokenizers = ("--tokenizer", tokenizer_folder, "--image-tokenizer", image_tokenizer_folder)
+    with pytest.raises(SystemExit):
+        tool("plan", "--input", raw, "--output", out, *tokenizers, "--languages", "")
+    assert "--languages '': an empty code" in capsys.readouterr().err
     assert "3 units from 3 inputs" in tool("plan", "--input", raw, "--output", out, *tokenizers)
     assert "3 of 3 units are finished" in tool("run", "--output", out)
     assert "all shards are what their manifests say" in tool("verify", "--output", out)

@@ -41,7 +41,7 @@ def test_captioned_pictures_from_a_tar(tmp_path):
         (Caption("plain"),),
     ]
     assert [record.picture.data for record in records] == [png(1), png(2), png(3), png(4)]
-    assert records[1].origin == "a.tar:sub/two"
+    assert records[1].origin == "sub/two"
     assert texts_of(records[1]) == ["red", "rot"]
     assert survey_source(path).num_pictures == 4
 
@@ -150,7 +150,7 @@ def test_jsonl_records(tmp_path):
     segments = [{"text": "a"}, {"image": "pictures/x.png"}, {"image_base64": inline}]
     path = write_jsonl(tmp_path / "a.jsonl", {"text": "plain"}, b"", {"segments": segments})
     plain, interleaved = read_source(path)
-    assert plain == SegmentsRecord("a.jsonl:1", (TextSegment("plain"),))
+    assert plain == SegmentsRecord("line 1", (TextSegment("plain"),))
     assert [s.data for s in interleaved.segments[1:]] == [png(5), png(6)]
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes().splitlines()[0]))
@@ -177,8 +177,8 @@ def test_bad_jsonl_lines_cost_one_record_each(tmp_path):
         b"[" * 100_000,
         {"text": "fine"},
     ]
-    expected = ["JSON", "UTF-8", "empty", "int, not text", "unknown form", "not an object", "not a list"]
-    expected += ["outside", "outside", "outside", "no such file", "not base64", "JSON", None]
+    expected = ["JSON", "UTF-8", "empty", "text is a number, not text", "unknown form", "not an object", "not a list"]
+    expected += ["outside", "outside", "outside", "no such file", "not base64", "nested too deeply", None]
     for reason, part in zip(reasons(write_jsonl(tmp_path / "inside/a.jsonl", *lines)), expected, strict=True):
         assert reason is part is None or part in reason
 
@@ -190,6 +190,17 @@ def test_places_of_bad_records(tmp_path):
     assert [r.place for r in read_source(path) if isinstance(r, BadRecord)] == ["folder/key"]
     (tmp_path / "a.txt").write_bytes(b"ab\xff")
     assert list(read_source(tmp_path / "a.txt")) == [BadRecord("a.txt", "byte 2", "not valid UTF-8")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tar"])
+def test_a_byte_order_mark_costs_nothing(tmp_path, name):
+    mark, path = b"\xef\xbb\xbf", tmp_path / name
+    if name == "a.tar":
+        write_tar(path, {"x.txt": mark + b"one", "y.json": mark + b'{"text": "two"}'})
+    else:
+        path.write_bytes(mark + (b'{"text": "one"}\n{"text": "two"}\n' if name == "a.jsonl" else b"one"))
+    texts = [text for record in read_source(path) for text in texts_of(record)]
+    assert texts == (["one"] if name == "a.txt" else ["one", "two"])
 
 
 def test_find_sources(tmp_path):

@@ -72,3 +72,10 @@ def test_prompts_must_fit(vocabulary):
         require_fits([prompt], [[0]], 12, replace(settings, max_new_tokens=enough), vocabulary)
     with pytest.raises(ValueError, match="--max-new-tokens: 7 is less than the 8 ids of a picture; give at least 8"):
         require_fits([prompt], [[0]], 12, replace(settings, max_new_tokens=7), vocabulary)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
+def test_impossible_scales_are_refused(scale):
+    for name in ("guidance", "image_guidance"):
+        with pytest.raises(ValueError, match=f"^{name}={scale} must be a number of at least 0"):
+            GenerationSettings(**{name: scale})

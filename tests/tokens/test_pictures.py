@@ -78,5 +78,8 @@ def test_sizes_are_bounded(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
     with pytest.raises(ValueError, match="11 x 10 pixels exceed the limit of 100"):
         open_picture(png(np.zeros((10, 11, 3))), "x")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow's own limit is twice that
+    with pytest.raises(ValueError, match="x: 110 pixels exceed the limit of 100; shrink it"):
+        open_picture(png(np.zeros((10, 11, 3))), "x")
     with pytest.raises(ValueError, match="would become"):
         prepare_picture(Image.new("RGB", (1, 50)), 8)
