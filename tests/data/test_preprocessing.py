@@ -222,7 +222,10 @@ def test_inputs_without_records_are_refused(raw, tmp_path, tokenizer_folder):
     assert [s.manifest.num_documents for s in run_units(tmp_path / "both", RunOptions())] == [0, 30]
 
 
-def test_impossible_numbers_are_refused(make_plan):
+def test_impossible_numbers_and_devices_are_refused(make_plan, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cuda: PyTorch sees no GPU"):
+        run_units(make_plan(), RunOptions(device="cuda"))
     with pytest.raises(ValueError, match="--units 0: must be at least 1"):
         make_plan(num_units=0)
     with pytest.raises(ValueError, match="--workers 0: must be at least 1"):

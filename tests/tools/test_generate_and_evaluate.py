@@ -148,7 +148,7 @@ def test_generate_modalities(run, tmp_path):
     [
         (["--prompt", "sun", "--tokenizer", "nowhere"], "nowhere: no such tokenizer folder"),
         (["--prompt", "sun", "--image-tokenizer", "nowhere"], "nowhere: no such image tokenizer folder"),
-        (["--image", "nowhere.png"], "nowhere.png: no such picture"),
+        (["--image", "nowhere.png"], r"nowhere.png: no such picture \(--image\)"),
         (["--prompt", "0123456789" * 5], "--prompt: 51 ids leave no room for 1 more in the model's context of 48"),
         (["--modality", "image", "--max-new-tokens", "5"], "--max-new-tokens: 5 is less than the 6 ids of a picture"),
         (["--temperature", "0"], "temperature=0.0 must be positive"),
