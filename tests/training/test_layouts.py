@@ -93,6 +93,13 @@ def test_loss_does_not_depend_on_micro_batches(workers, module_config, reference
     assert max(relative_errors(gradients, expected_gradients).values()) < 1e-5
 
 
+def test_dropout_masks_agree_over_tensor_ranks(workers, module_config):
+    """Without sequence parallelism the branch outputs are replicated, and so must be what is dropped of them."""
+    one = workers.run(1, train_steps, module_config("model.dropout=0.3"), 2)[0]
+    two = workers.run(2, train_steps, module_config("model.dropout=0.3", "parallel.tensor_parallel=2"), 2)[0]
+    assert max(relative_errors(two[2], one[2]).values()) < 1e-5
+
+
 def test_dropout_repeats_with_the_seed(workers, module_config):
     config = module_config("model.dropout=0.3")
     first = workers.run(2, train_steps, config, 2)[0]
