@@ -61,7 +61,7 @@ def build_decoder(
         pre_process=stage == 0,
         post_process=stage == parallel.pipeline_parallel - 1,
         position_embedding_type="rope",
-        rotary_base=int(model.rope_theta),
+        rotary_base=model.rope_theta,
         share_embeddings_and_output_weights=False,
         pg_collection=groups,
     )

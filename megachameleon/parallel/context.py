@@ -46,11 +46,6 @@ class ParallelContext:
         return self.groups.dp.size()
 
     @property
-    def is_first_stage(self) -> bool:
-        """Whether this process holds the embedding."""
-        return self.pipeline_rank == 0
-
-    @property
     def is_last_stage(self) -> bool:
         """Whether this process holds the head and sees the loss."""
         return self.pipeline_rank == self.config.pipeline_parallel - 1

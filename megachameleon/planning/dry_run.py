@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megachameleon.config import RunConfig
 from megachameleon.files import require_usable_folder
-from megachameleon.parallel.device import install, multiplies_bfloat16, pick_device
+from megachameleon.parallel.device import install, pick_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +34,16 @@ def dry_run(config: RunConfig, world_size: int | None) -> str:
     Raises:
         ValueError: whatever would stop the real run.
     """
+    if world_size is not None and world_size < 1:
+        raise ValueError(f"--world-size: {world_size} must be at least 1")
     start = time.perf_counter()
     world = world_size or max(int(os.environ.get("WORLD_SIZE", "1")), config.parallel.model_parallel)
     config.validate_world(world)
     require_usable_folder(Path(config.output_dir))
     install(pick_device())
+    from megachameleon.training.trainer import resolve_precision
+
+    config = resolve_precision(config, pick_device())
     data = _describe_data(config)
     stages = count_stages(config, world)
     lines = [*_describe_run(config, world), *_describe_stages(config, world, stages), *data]
@@ -61,7 +66,7 @@ def _count_stage(config: RunConfig, world_size: int, stage: int, rank: int) -> S
         from megachameleon.model.decoder import build_decoder
         from megachameleon.model.kernels.table import choose_kernels
 
-        dtype = torch.float32 if _precision(config) == "fp32" else torch.bfloat16
+        dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
         kernels = choose_kernels(config.kernels)
         with torch.device("meta"):
             model = build_decoder(config.model, config.parallel, kernels, groups, dtype=dtype, seed=None)
@@ -89,12 +94,6 @@ def _fake_world(config: RunConfig, rank: int, world_size: int) -> Iterator[Any]:
         dist.destroy_process_group()
 
 
-def _precision(config: RunConfig) -> str:
-    if config.training.precision != "auto":
-        return config.training.precision
-    return "bf16" if multiplies_bfloat16(pick_device()) else "fp32"
-
-
 def _describe_run(config: RunConfig, world: int) -> list[str]:
     parallel, training = config.parallel, config.training
     data_parallel = parallel.data_parallel(world)
@@ -106,14 +105,14 @@ def _describe_run(config: RunConfig, world: int) -> list[str]:
         f"global batch     {training.global_batch_size:,} samples = {tokens:,} tokens: "
         f"{training.num_micro_batches(data_parallel)} micro-batches of {training.micro_batch_size} on each rank",
         f"run              {training.num_steps:,} steps = {tokens * training.num_steps:,} tokens",
-        f"precision        {_precision(config)}",
+        f"precision        {config.training.precision}",
     ]
 
 
 def _describe_stages(config: RunConfig, world: int, stages: list[StageCount]) -> list[str]:
     data_parallel = config.parallel.data_parallel(world)
     shards = data_parallel if config.parallel.distributed_optimizer else 1
-    fp32 = _precision(config) == "fp32"
+    fp32 = config.training.precision == "fp32"
     lines = []
     for stage in stages:
         moments, master = 8 / shards, 0 if fp32 else 4 / shards

@@ -5,20 +5,9 @@ channels and the last one unfolds them. That makes a training step cheap enough 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class Autoencoder(Protocol):
-    """What `ImageTokenizer` needs of a network; the full-size VQ-GAN will be another one."""
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels float [B, 3, H, W] in -1..1 to vectors float [B, code_dim, rows, columns]."""
-
-    def decode(self, vectors: Tensor) -> Tensor:
-        """Vectors float [B, code_dim, rows, columns] to pixels float [B, 3, H, W], about -1..1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

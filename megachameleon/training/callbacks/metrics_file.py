@@ -26,7 +26,7 @@ class MetricsFile(Callback):
         """Drop what an interrupted run wrote after its last checkpoint."""
         if not trainer.context.is_main or not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= trainer.step]
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= trainer.step]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_step(self, trainer: "Trainer", event: StepEvent) -> None:
