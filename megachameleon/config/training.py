@@ -125,7 +125,9 @@ class KernelsConfig:
 
     norm: Backend = "auto"
     qk_norm: Backend = "auto"
+    rotary: Backend = "auto"
     attention: Backend = "auto"
+    swiglu: Backend = "auto"
     loss: Backend = "auto"
     optimizer: Backend = "auto"
 

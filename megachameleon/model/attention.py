@@ -1,16 +1,17 @@
-"""Core attention for megatron-core's SelfAttention."""
+"""Core attention for megatron-core's SelfAttention: RoPE, then causal attention within documents."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from megachameleon.model.kernels.table import Attention
+from megachameleon.model.kernels.table import Kernels
+from megachameleon.model.sequence_layout import AttentionInputs, in_sequence_order
 
 
 class DocumentAttention(nn.Module):
-    """Causal attention within documents. The `attention_mask` that megatron-core passes along holds document ids.
+    """Constructor and call signatures are those of megatron-core's `core_attention` slot.
 
-    Constructor and call signatures are those of megatron-core's `core_attention` slot.
+    Under context parallelism keys and values are gathered from all ranks; their gradients are summed and scattered.
     """
 
     def __init__(
@@ -24,11 +25,12 @@ class DocumentAttention(nn.Module):
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
         *,
-        kernel: Attention,
+        kernels: Kernels,
     ) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernels = kernels
         self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -38,17 +40,32 @@ class DocumentAttention(nn.Module):
         attention_mask: Tensor | None,
         attn_mask_type: Any = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: AttentionInputs | None = None,
     ) -> Tensor:
         """Attend.
 
         Args:
-            query: [s, b, heads, head_dim]; the last s of t positions.
-            key: [t, b, groups, head_dim].
-            value: [t, b, groups, head_dim].
-            attention_mask: document ids [b, t], or None for one document.
+            query: [s, b, heads, head_dim], the queries of the layout.
+            key: [t, b, groups, head_dim]; under context parallelism, those of this rank.
+            value: like `key`.
+            packed_seq_params: RoPE tables and the kernel's plan.
 
         Returns:
             [s, b, heads * head_dim].
         """
-        return self.kernel(query, key, value, attention_mask, self.scale).flatten(2).contiguous()
+        assert packed_seq_params is not None, "the decoder makes the attention inputs of each micro-batch"
+        inputs = packed_seq_params
+        query = self.kernels.rotary(query, *inputs.query_rotary)
+        key = self.kernels.rotary(key, *inputs.key_rotary)
+        key, value = self._whole_sequence(key), self._whole_sequence(value)
+        return self.kernels.attention(query, key, value, inputs.plan, self.scale).flatten(2)
+
+    def _whole_sequence(self, x: Tensor) -> Tensor:
+        if self.context_group is None:
+            return x
+        from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+        gathered = gather_from_sequence_parallel_region(
+            x.contiguous(), tensor_parallel_output_grad=True, group=self.context_group
+        )
+        return in_sequence_order(gathered, self.context_group.size())

@@ -16,8 +16,23 @@ from torch import Tensor, nn
 
 from megachameleon.config import ModelConfig
 from megachameleon.model.attention import DocumentAttention
-from megachameleon.model.kernels.table import Kernels, RMSNorm
+from megachameleon.model.kernels.table import Kernels, RMSNorm, SwiGLU
 from megachameleon.model.norms import BlockNorm, GroupedHeadNorm
+
+
+class SwiGLUMLP(MLP):
+    """megatron-core's MLP with a SwiGLU kernel of ours between its two linears."""
+
+    def __init__(self, *arguments: Any, kernel: SwiGLU, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.kernel = kernel
+
+    def forward(
+        self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """[s, b, hidden] to the same, and no bias."""
+        wide, _ = self.linear_fc1(hidden_states)
+        return self.linear_fc2(self.kernel(wide))
 
 
 class NormThenAdd(nn.Module):
@@ -69,7 +84,9 @@ def layer_spec(model: ModelConfig, transformer_config: Any, kernels: Kernels, te
             self_attn_bda=add,
             pre_mlp_layernorm=IdentityOp if swin else norm,
             mlp=ModuleSpec(
-                MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+                SwiGLUMLP,
+                params={"kernel": kernels.swiglu},
+                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
             ),
             mlp_bda=add,
         ),
@@ -87,7 +104,7 @@ def _attention_spec(model: ModelConfig, kernels: Kernels, tensor_rank: int) -> M
                 "num_heads": num_heads,
                 "num_groups": model.qk_norm_groups,
                 "tensor_rank": tensor_rank,
-                "kernel": kernels.qk_layer_norm if with_bias else kernels.qk_rms_norm,
+                "kernel": kernels.head_norm,
                 "with_bias": with_bias,
             },
         )
@@ -97,7 +114,7 @@ def _attention_spec(model: ModelConfig, kernels: Kernels, tensor_rank: int) -> M
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=ModuleSpec(DocumentAttention, params={"kernel": kernels.attention}),
+            core_attention=ModuleSpec(DocumentAttention, params={"kernels": kernels}),
             linear_proj=RowParallelLinear,
             q_layernorm=head_norm(model.num_attention_heads),
             k_layernorm=head_norm(model.num_query_groups),

@@ -10,26 +10,85 @@ from megachameleon.config import ModelConfig, ParallelConfig
 from megachameleon.model.blocks import block_spec
 from megachameleon.model.initialization import initialize
 from megachameleon.model.kernels.table import Kernels
+from megachameleon.model.sequence_layout import (
+    AttentionInputs,
+    SequenceLayout,
+    context_chunks,
+    natural_positions,
+    rotary_tables,
+)
 from megachameleon.model.transformer_config import transformer_config
 
 
 class Decoder(GPTModel):
-    """Reads token ids [b, s] and document ids [b, s].
+    """Reads token ids [b, s], where s is this rank's part of the sequence under context parallelism.
 
     Without labels it returns logits [b, s, vocab / tensor_parallel]; with labels [b, s] it returns fp32 [b, s, 2]:
     the negative log-likelihood of each label and the log-partition at its position.
     """
 
-    def __init__(self, *, kernels: Kernels, embedding_dropout: float, **arguments: Any) -> None:
+    def __init__(self, *, kernels: Kernels, model: ModelConfig, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.cross_entropy = kernels.cross_entropy
+        self.kernels, self.rope_theta = kernels, model.rope_theta
         if self.pre_process:
             # megatron-core drops embeddings with hidden_dropout; Chameleon does not.
-            self.embedding.embedding_dropout.p = embedding_dropout
+            self.embedding.embedding_dropout.p = model.embedding_dropout
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        document_ids: Tensor | None,
+        *,
+        labels: Tensor | None = None,
+        inference_context: Any = None,
+        runtime_gather_output: bool | None = None,
+    ) -> Tensor:
+        """See the class.
+
+        Args:
+            position_ids: int [b, s], for RoPE; None counts through the sequence, as does a context for inference.
+            document_ids: int [b, t] over whole sequences; attention stays within equal ids. None: one document a row.
+            inference_context: megatron-core's static context with the keys of earlier positions.
+        """
+        return super().forward(
+            input_ids,
+            position_ids,
+            None,
+            labels=labels,
+            inference_context=inference_context,
+            packed_seq_params=self._attention_inputs(input_ids, position_ids, document_ids, inference_context),
+            runtime_gather_output=runtime_gather_output,
+        )
+
+    def _attention_inputs(
+        self, input_ids: Tensor, position_ids: Tensor | None, document_ids: Tensor | None, inference_context: Any
+    ) -> AttentionInputs:
+        batch, length = input_ids.shape
+        device, head_dim, dtype = input_ids.device, self.config.kv_channels, self.config.params_dtype
+        if inference_context is not None:
+            past = inference_context.sequence_len_offset
+            num_keys, position_ids = past + length, None
+            chunks: tuple[tuple[int, int], ...] = ((past, length),)
+        else:
+            group = self.pg_collection.cp
+            num_keys = length * group.size()
+            chunks = context_chunks(num_keys, group.rank(), group.size())
+        layout = SequenceLayout(
+            batch=batch, num_keys=num_keys, query_chunks=chunks, document_ids=document_ids, device=device
+        )
+        positions = natural_positions(chunks, device) if position_ids is None else position_ids
+        query_rotary = key_rotary = rotary_tables(positions, head_dim, self.rope_theta, dtype)
+        if inference_context is not None:
+            keys = natural_positions([(0, num_keys)], device)
+            key_rotary = rotary_tables(keys, head_dim, self.rope_theta, dtype)
+        return AttentionInputs(
+            query_rotary=query_rotary, key_rotary=key_rotary, plan=self.kernels.attention.plan(layout)
+        )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """labels [b, s], logits [s, b, vocab / tensor_parallel] to [b, s, 2]."""
-        nll, log_z = self.cross_entropy(logits, labels.transpose(0, 1).contiguous(), self.pg_collection.tp)
+        nll, log_z = self.kernels.cross_entropy(logits, labels.transpose(0, 1).contiguous(), self.pg_collection.tp)
         return torch.stack((nll, log_z), dim=-1).transpose(0, 1).contiguous()
 
 
@@ -53,15 +112,14 @@ def build_decoder(
     tensor_rank, stage = groups.tp.rank(), groups.pp.rank()
     decoder = Decoder(
         kernels=kernels,
-        embedding_dropout=model.embedding_dropout,
+        model=model,
         config=config,
         transformer_layer_spec=block_spec(model, config, kernels, tensor_rank),
         vocab_size=model.vocab_size,
         max_sequence_length=model.context_length,
         pre_process=stage == 0,
         post_process=stage == parallel.pipeline_parallel - 1,
-        position_embedding_type="rope",
-        rotary_base=model.rope_theta,
+        position_embedding_type="none",  # RoPE is part of our core attention
         share_embeddings_and_output_weights=False,
         pg_collection=groups,
     )

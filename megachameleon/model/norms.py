@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megachameleon.model.kernels.table import LayerNorm, RMSNorm
+from megachameleon.model.kernels.table import HeadNorm, RMSNorm
 
 
 class BlockNorm(nn.Module):
@@ -44,7 +44,7 @@ class GroupedHeadNorm(nn.Module):
         num_heads: int,
         num_groups: int,
         tensor_rank: int,
-        kernel: LayerNorm | RMSNorm,
+        kernel: HeadNorm,
         with_bias: bool,
     ) -> None:
         super().__init__()
@@ -57,16 +57,14 @@ class GroupedHeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, heads of this rank, head_dim] to the same shape."""
-        if self.num_groups == 1:
-            return self._norm(x, self.weight, self.bias)
         local_heads = x.size(-2)
-        heads = torch.arange(local_heads, device=x.device) + self.tensor_rank * local_heads
-        group = heads * self.num_groups // self.num_heads
-        ones, zeros = torch.ones_like(self.weight[: self.head_dim]), torch.zeros_like(self.weight[: self.head_dim])
-        normed = self._norm(x, ones, None if self.bias is None else zeros)
-        scaled = normed * self.weight.view(self.num_groups, self.head_dim)[group]
-        return scaled if self.bias is None else scaled + self.bias.view(self.num_groups, self.head_dim)[group]
+        bias = None if self.bias is None else self._by_head(self.bias, local_heads)
+        return self.kernel(x, self._by_head(self.weight, local_heads), bias, self.eps)
 
-    def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        affine = (weight,) if bias is None else (weight, bias)
-        return self.kernel(x, *affine, self.eps)  # type: ignore[call-arg]
+    def _by_head(self, affine: Tensor, local_heads: int) -> Tensor:
+        """[groups * head_dim] to [head_dim] where all heads share it, else to [heads of this rank, head_dim]."""
+        if self.num_groups == 1:
+            return affine
+        heads_in_group, first = self.num_heads // self.num_groups, self.tensor_rank * local_heads
+        groups = affine.view(self.num_groups, 1, self.head_dim).expand(-1, heads_in_group, -1)
+        return groups.reshape(self.num_heads, self.head_dim)[first : first + local_heads]

@@ -16,7 +16,7 @@ def build(context, *overrides, kernels="auto", seed=1):
     from megachameleon.model.kernels.table import choose_kernels
 
     config = load_config("debug", list(overrides))
-    chosen = choose_kernels(KernelsConfig(norm=kernels, qk_norm=kernels, attention=kernels, loss=kernels))
+    chosen = choose_kernels(KernelsConfig(**dict.fromkeys(KernelsConfig.__dataclass_fields__, kernels)))
     return build_decoder(
         config.model, config.parallel, chosen, context.groups, dtype=torch.float32, seed=seed
     ), config.model
@@ -96,8 +96,8 @@ def test_the_norm_orders_differ_where_the_paper_says(context):
     with torch.no_grad():
         layer.self_attn_bda.norm.weight.zero_()
         layer.mlp_bda.norm.weight.zero_()
-    rotary = model.rotary_pos_emb(6)
-    output, _ = layer(hidden, attention_mask=None, rotary_pos_emb=rotary)
+    inputs = model._attention_inputs(torch.zeros(1, 6), None, None, None)
+    output, _ = layer(hidden, attention_mask=None, packed_seq_params=inputs)
     torch.testing.assert_close(output, hidden)
 
 

@@ -1,78 +1,208 @@
 """Operations on torch's own fast kernels: any device, nothing to build."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megachameleon.model.kernels import reference
+from megachameleon.model.kernels.segmented_attention import Segments, plan_segments, segmented_attention
+from megachameleon.model.sequence_layout import SequenceLayout
+
+FUSED_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+"""In order of speed on Hopper; the first that can run does."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`."""
-    return F.rms_norm(x, (x.size(-1),), weight, eps)
+    if weight.dim() == 1 and x.device.type == "cuda":
+        return F.rms_norm(x, (x.size(-1),), weight, eps)
+    return _RMSNorm.apply(x, weight, eps)  # torch's own decomposes on the CPU and keeps fp32 copies
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """See `reference.layer_norm`."""
-    return F.layer_norm(x, (x.size(-1),), weight, bias, eps)
+class _RMSNorm(torch.autograd.Function):
+    """Keeps its input and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        normed, grad = x.float() * scale, grad.float()
+        product = grad * normed
+        grad_weight = product.sum_to_size(weight.shape).to(weight.dtype)
+        mean = product.mul_(weight).mean(-1, keepdim=True)
+        grad_x = (grad * weight).sub_(normed.mul_(mean)).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight, None
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor | None, scale: float) -> Tensor:
-    """See `reference.attention`. On the CPU, documents are attended apart, so no S x T mask is built."""
-    if document_ids is not None and query.size(0) == key.size(0) and query.device.type == "cpu":
-        return _attention_by_document(query, key, value, document_ids, scale)
-    mask = None
-    is_causal = document_ids is None and query.size(0) == key.size(0)
-    if not is_causal:
-        mask = reference.visible(query.size(0), key.size(0), document_ids, query.device)
-    if mask is not None and query.device.type == "cuda":
-        # No fused CUDA kernel takes a mask and grouped heads at once; the fallback would hold all scores.
-        key, value = (x.repeat_interleave(query.size(2) // x.size(2), dim=2) for x in (key, value))
-    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-    return _sdpa(q, k, v, scale, mask=mask, is_causal=is_causal).permute(2, 0, 1, 3)
+def head_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """See `reference.head_norm`."""
+    if bias is None:
+        return rms_norm(x, weight, eps)
+    if weight.dim() == 1 and x.device.type == "cuda":
+        return F.layer_norm(x, (x.size(-1),), weight, bias, eps)
+    return _LayerNorm.apply(x, weight, bias, eps)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, *, mask: Tensor | None, is_causal: bool) -> Tensor:
-    dtype, grouped = q.dtype, q.size(1) != k.size(1)
-    if q.device.type == "cpu":  # its bf16 backward takes 1.2 (448 tokens) to 4 times (76 tokens) as long as fp32's
-        q, k, v = q.float(), k.float(), v.float()
-    output = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=grouped
-    )
-    return output.to(dtype)
+class _LayerNorm(torch.autograd.Function):
+    """LayerNorm over the last dim with an affine that is shared, or one for each head; keeps its input only.
 
-
-def _attention_by_document(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor, scale: float) -> Tensor:
-    """Gather documents of similar length into padded batches and attend in each causally.
-
-    Padding stands at the end of a document, where causality hides it from every real token.
+    Gradients of the affine are summed in fp32: torch's own bf16 sums on the CPU are off by 9 % after 8,192 rows.
     """
-    seq, batch, heads, dim = query.shape
-    starts, lengths = _documents(document_ids)
-    flat = [x.transpose(0, 1).reshape(batch * seq, x.size(2), dim) for x in (query, key, value)]
-    outputs, places = [], []
-    buckets = torch.ceil(torch.log2(lengths.float())).long()
-    for bucket in buckets.unique():
-        chosen = buckets == bucket
-        first, length = starts[chosen, None], lengths[chosen, None]
-        offset = torch.arange(int(length.max()))
-        real = offset < length
-        index = torch.where(real, first + offset, first)
-        q, k, v = (x[index].transpose(1, 2) for x in flat)
-        outputs.append(_sdpa(q, k, v, scale, mask=None, is_causal=True).transpose(1, 2)[real])
-        places.append(index[real])
-    order = torch.empty(batch * seq, dtype=torch.long)
-    order[torch.cat(places)] = torch.arange(batch * seq)
-    return torch.cat(outputs)[order].view(batch, seq, heads, dim).transpose(0, 1)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        shared = weight.dim() == 1
+        output, mean, scale = torch.native_layer_norm(
+            x, (x.size(-1),), weight if shared else None, bias if shared else None, eps
+        )
+        ctx.save_for_backward(x, weight, mean, scale)
+        return output if shared else output.mul_(weight).add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
+        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad * weight, x, (x.size(-1),), mean, scale, None, None, (True, False, False)
+        )
+        wide = grad.float()
+        grad_bias = wide.sum_to_size(weight.shape)
+        grad_weight = (x.float() - mean).mul_(scale).mul_(wide).sum_to_size(weight.shape)
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
 
 
-def _documents(document_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Starts and lengths of the runs of equal ids in [B, S], flattened row by row."""
-    change = torch.ones_like(document_ids, dtype=torch.bool)
-    change[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    starts = change.flatten().nonzero().squeeze(-1)
-    ends = torch.cat((starts[1:], starts.new_tensor([document_ids.numel()])))
-    return starts, ends - starts
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """See `reference.rotary`."""
+    return _Rotary.apply(x, cos, sin)
+
+
+class _Rotary(torch.autograd.Function):
+    """A rotation; its gradient is the rotation back, so nothing but the tables is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, sin, -1), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    output = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (first, second), (out_first, out_second) = x.chunk(2, -1), output.chunk(2, -1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
+    return output
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """See `reference.swiglu`."""
+    return _SwiGLU.apply(x)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its input only; autograd would keep silu of the gate as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate, up = x.chunk(2, -1)
+        output = torch.empty_like(x)
+        grad_gate, grad_up = output.chunk(2, -1)
+        torch.mul(F.silu(gate), grad, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return output
+
+
+class Attention:
+    """SDPA where there are no documents; on the CPU document by document, on CUDA FlexAttention with a block mask."""
+
+    def plan(self, layout: SequenceLayout) -> "Segments | Tensor | Any | None":
+        """What tells queries their keys: nothing (causal), segments (CPU), a block mask, or a dense mask for few
+        queries."""
+        if not layout.covers_all_keys and len(layout.query_chunks) == 1:
+            return reference.visible(layout)  # generation: the newest ids against all
+        if layout.device.type == "cpu":
+            return plan_segments(layout)
+        if layout.covers_all_keys and layout.document_ids is None:
+            return None
+        return _block_mask(layout)
+
+    def __init__(self) -> None:
+        self._flex: Callable[..., Tensor] | None = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, plan: Any, scale: float) -> Tensor:
+        """See `reference.Attention`."""
+        if isinstance(plan, Segments):
+            return segmented_attention(query, key, value, plan, scale)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        grouped = query.size(2) != key.size(2)
+        if plan is None or isinstance(plan, Tensor):
+            output = _sdpa(q, k, v, scale, mask=plan, grouped=grouped)
+        else:
+            output = self._compiled_flex()(q, k, v, block_mask=plan, scale=scale, enable_gqa=grouped)
+        return output.permute(2, 0, 1, 3)
+
+    def _compiled_flex(self) -> Callable[..., Tensor]:
+        if self._flex is None:
+            from torch.nn.attention.flex_attention import flex_attention
+
+            self._flex = torch.compile(flex_attention)  # uncompiled it holds all scores
+        return self._flex
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, *, mask: Tensor | None, grouped: bool) -> Tensor:
+    if q.device.type == "cuda" and mask is not None and grouped:
+        # No fused CUDA kernel takes a mask and grouped heads at once.
+        k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+        grouped = False
+    if q.device.type == "cpu" or mask is not None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        )
+    with sdpa_kernel(FUSED_ATTENTION, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+
+
+def _block_mask(layout: SequenceLayout) -> Any:
+    """FlexAttention's mask by blocks; made on the device, without a dense S x T mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    queries, ids = layout.query_positions(), layout.document_ids
+
+    def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key <= queries[query]
+
+    def causal_in_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert ids is not None
+        return (key <= queries[query]) & (ids[batch, queries[query]] == ids[batch, key])
+
+    return create_block_mask(
+        causal if ids is None else causal_in_document,
+        None if ids is None else layout.batch,
+        None,
+        len(queries),
+        layout.num_keys,
+        device=layout.device,
+    )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from torch import Tensor
 
+from megachameleon.model.sequence_layout import SequenceLayout
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dim, computed in fp32, in the dtype of `x`."""
@@ -17,43 +19,72 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Mean-subtracting norm over the last dim with affine, computed in fp32, in the dtype of `x`."""
-    wide = x.float()
-    centred = wide - wide.mean(-1, keepdim=True)
-    normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return (normed * weight.float() + bias.float()).to(x.dtype)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor | None, scale: float) -> Tensor:
-    """Causal attention within documents, scores in fp32.
+def head_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """QK-norm: like `layer_norm`, or `rms_norm` without a bias, with an affine for each head.
 
     Args:
-        query: [S, B, N, D]; the last S of T positions.
-        key: [T, B, G, D].
-        value: [T, B, G, D].
-        document_ids: [B, T]; a query sees keys of its own document only. None means one document.
-
-    Returns:
-        [S, B, N, D] in the dtype of `query`.
+        x: [..., N, D].
+        weight: [D] for all heads, or [N, D].
+        bias: like `weight`.
     """
-    num_queries, num_keys = query.size(0), key.size(0)
-    repeat = query.size(2) // key.size(2)
-    key, value = (x.repeat_interleave(repeat, dim=2).float() for x in (key, value))
-    scores = torch.einsum("sbnd,tbnd->bnst", query.float(), key) * scale
-    scores = scores.masked_fill(~visible(num_queries, num_keys, document_ids, query.device), -math.inf)
-    return torch.einsum("bnst,tbnd->sbnd", scores.softmax(-1), value).to(query.dtype)
+    wide = x.float()
+    if bias is not None:
+        wide = wide - wide.mean(-1, keepdim=True)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()
+    return (normed if bias is None else normed + bias.float()).to(x.dtype)
 
 
-def visible(num_queries: int, num_keys: int, document_ids: Tensor | None, device: torch.device) -> Tensor:
-    """Which keys each query may see: [1 or B, 1, S, T], True where it may."""
-    offset = num_keys - num_queries
-    positions = torch.arange(num_keys, device=device)
-    causal = positions[None, :] <= positions[offset:, None]
-    if document_ids is None:
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE (arXiv 2104.09864), pairing dims i and i + D / 2.
+
+    Args:
+        x: [S, B, N, D].
+        cos: [S, B or 1, 1, D / 2].
+        sin: like `cos`.
+    """
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """[..., 2 F] to [..., F]: silu of the first half times the second (arXiv 2002.05202)."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+class Attention:
+    """Causal attention within documents, scores in fp32, under a dense mask."""
+
+    def plan(self, layout: SequenceLayout) -> Tensor:
+        """Which keys each query may see: bool [1 or B, 1, S, T], True where it may. Made once for all layers."""
+        return visible(layout)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, plan: Tensor, scale: float) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [S, B, N, D].
+            key: [T, B, G, D].
+            value: [T, B, G, D].
+
+        Returns:
+            [S, B, N, D] in the dtype of `query`.
+        """
+        repeat = query.size(2) // key.size(2)
+        key, value = (x.repeat_interleave(repeat, dim=2).float() for x in (key, value))
+        scores = torch.einsum("sbnd,tbnd->bnst", query.float(), key) * scale
+        weights = scores.masked_fill(~plan, -math.inf).softmax(-1)
+        return torch.einsum("bnst,tbnd->sbnd", weights, value).to(query.dtype)
+
+
+def visible(layout: SequenceLayout) -> Tensor:
+    """The dense mask of `Attention.plan`."""
+    queries = layout.query_positions()
+    causal = torch.arange(layout.num_keys, device=layout.device)[None, :] <= queries[:, None]
+    if layout.document_ids is None:
         return causal[None, None]
-    same = document_ids[:, offset:, None] == document_ids[:, None, :]
-    return (causal & same)[:, None]
+    ids = layout.document_ids
+    return (causal & (ids[:, queries, None] == ids[:, None, :]))[:, None]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup) -> tuple[Tensor, Tensor]:

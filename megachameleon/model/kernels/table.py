@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,13 +10,25 @@ from torch import Tensor
 from megachameleon.config import KernelsConfig
 from megachameleon.config.training import Backend
 from megachameleon.model.kernels import native, reference
+from megachameleon.model.sequence_layout import SequenceLayout
 
 RMSNorm = Callable[[Tensor, Tensor, float], Tensor]
-LayerNorm = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+HeadNorm = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
+Rotary = Callable[[Tensor, Tensor, Tensor], Tensor]
+SwiGLU = Callable[[Tensor], Tensor]
 CrossEntropy = Callable[[Tensor, Tensor, torch.distributed.ProcessGroup], tuple[Tensor, Tensor]]
 
 BACKENDS = {"reference": reference, "torch": native}
+
+
+class Attention(Protocol):
+    """Makes a plan for each micro-batch, and follows it in every layer. See `reference.Attention`."""
+
+    def plan(self, layout: SequenceLayout) -> Any:
+        """What the layers of a micro-batch share."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, plan: Any, scale: float) -> Tensor:
+        """Attend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +36,10 @@ class Kernels:
     """The chosen implementation of each operation; signatures as in `reference`."""
 
     rms_norm: RMSNorm
-    qk_layer_norm: LayerNorm
-    qk_rms_norm: RMSNorm
+    head_norm: HeadNorm
+    rotary: Rotary
     attention: Attention
+    swiglu: SwiGLU
     cross_entropy: CrossEntropy
     resolved: KernelsConfig
     """The configuration with every `auto` replaced by its choice."""
@@ -40,15 +54,18 @@ def choose_kernels(config: KernelsConfig) -> Kernels:
     resolved = KernelsConfig(
         norm=resolve(config.norm),
         qk_norm=resolve(config.qk_norm),
+        rotary=resolve(config.rotary),
         attention=resolve(config.attention),
+        swiglu=resolve(config.swiglu),
         loss=resolve(config.loss),
         optimizer=resolve(config.optimizer),
     )
     return Kernels(
         rms_norm=BACKENDS[resolved.norm].rms_norm,
-        qk_layer_norm=BACKENDS[resolved.qk_norm].layer_norm,
-        qk_rms_norm=BACKENDS[resolved.qk_norm].rms_norm,
-        attention=BACKENDS[resolved.attention].attention,
+        head_norm=BACKENDS[resolved.qk_norm].head_norm,
+        rotary=BACKENDS[resolved.rotary].rotary,
+        attention=BACKENDS[resolved.attention].Attention(),
+        swiglu=BACKENDS[resolved.swiglu].swiglu,
         cross_entropy=BACKENDS[resolved.loss].cross_entropy,
         resolved=resolved,
     )
@@ -56,11 +73,15 @@ def choose_kernels(config: KernelsConfig) -> Kernels:
 
 def describe_kernels(asked: KernelsConfig, chosen: Kernels, device: torch.device) -> list[tuple[str, str, str]]:
     """Rows (operation, backend, what it is) for the table printed at the start of a run."""
-    attention = "SDPA by document, no mask" if device.type == "cpu" else "SDPA with a document mask"
+    attention = (
+        "flash by document, no mask" if device.type == "cpu" else "SDPA (cuDNN, flash), FlexAttention for documents"
+    )
     what = {
-        "norm": {"torch": "F.rms_norm", "reference": "plain RMSNorm"},
-        "qk_norm": {"torch": "F.layer_norm / F.rms_norm", "reference": "plain norm"},
+        "norm": {"torch": "RMSNorm that keeps its input only", "reference": "plain RMSNorm"},
+        "qk_norm": {"torch": "F.layer_norm, or one affine a head", "reference": "plain norm"},
+        "rotary": {"torch": "in place, tables once a micro-batch", "reference": "plain rotation"},
         "attention": {"torch": attention, "reference": "plain softmax(QK)V with a full mask"},
+        "swiglu": {"torch": "keeps its input only", "reference": "silu(gate) * up"},
         "loss": {"torch": "one-softmax cross entropy + log Z", "reference": "autograd cross entropy + log Z"},
         "optimizer": {"torch": "fused AdamW", "reference": "AdamW, one parameter at a time"},
     }
@@ -69,6 +90,5 @@ def describe_kernels(asked: KernelsConfig, chosen: Kernels, device: torch.device
         backend = getattr(chosen.resolved, name)
         how = "chosen" if getattr(asked, name) == "auto" else "forced"
         rows.append((name, f"{backend} ({how})", descriptions[backend]))
-    rows.append(("rotary", "megatron-core", "apply_rotary_pos_emb, unfused"))
-    rows.append(("linear, SwiGLU", "megatron-core", "Column/RowParallelLinear, MLP, unfused"))
+    rows.append(("linear", "megatron-core", "Column/RowParallelLinear"))
     return rows
