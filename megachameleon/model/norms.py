@@ -57,6 +57,7 @@ class GroupedHeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, heads of this rank, head_dim] to the same shape."""
+        x = x.contiguous()  # a view would keep queries, keys and values together until backward
         local_heads = x.size(-2)
         bias = None if self.bias is None else self._by_head(self.bias, local_heads)
         return self.kernel(x, self._by_head(self.weight, local_heads), bias, self.eps)
