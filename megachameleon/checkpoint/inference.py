@@ -42,6 +42,6 @@ def load_for_inference(path: Path, context: ParallelContext) -> TrainedModel:
     model = build_decoder(
         config.model, context.config, choose_kernels(KernelsConfig()), context.groups, dtype=dtype, seed=None
     ).to(context.device, dtype)
-    manifest = load_checkpoint(checkpoint, model, None, context)
+    manifest = load_checkpoint(checkpoint, [model], None, context)
     model.eval()
     return TrainedModel(model=model, config=config, vocabulary=vocabulary, checkpoint=checkpoint, step=manifest.step)

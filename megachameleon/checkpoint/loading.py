@@ -1,5 +1,6 @@
 """Reading a checkpoint into a model of any parallel layout."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from megachameleon.tokens.vocabulary import Vocabulary
 
 
 def load_checkpoint(
-    checkpoint: Path, model: torch.nn.Module, optimizer: Any | None, context: ParallelContext
+    checkpoint: Path, chunks: Sequence[torch.nn.Module], optimizer: Any | None, context: ParallelContext
 ) -> CheckpointManifest:
-    """Fill a model and, if given, its optimizer; all processes call it.
+    """Fill a process's model chunks and, if given, their optimizer; all processes call it.
 
     Raises:
         ValueError: the checkpoint is damaged or belongs to another model.
@@ -41,15 +42,17 @@ def load_checkpoint(
     _verify_share(checkpoint, manifest, context)
     index = index_from_json(read_json(checkpoint / INDEX_FILE), origin=str(checkpoint / INDEX_FILE))
     with optimizer_scope():
-        wanted = sharded_state(model, optimizer, context.groups, is_loading=True)
+        wanted = sharded_state(chunks, optimizer, context.groups, is_loading=True)
     wanted, local, factories = load_preprocess(wanted)
     sharded, _ = extract_sharded_base(wanted)
     dict_list_map_inplace(lambda item: read_part(checkpoint, index, item), sharded)
     state = from_plain(read_json(checkpoint / COMMON_FILE)) if optimizer is not None else {}
+    state.pop("model", None)  # the empty places of its tensors, by the chunks of the layout that wrote it
     merge(state, local)
     merge(state, sharded)
     state = apply_factory_merges(state, factories)
-    unwrap(model).load_state_dict(state["model"], strict=True)
+    for number, chunk in enumerate(chunks):
+        unwrap(chunk).load_state_dict(state["model"][str(number)], strict=True)
     if optimizer is not None:
         keep_kernels(optimizer, state["optimizer"])
         with optimizer_scope():

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from megachameleon.tokens.vocabulary import Vocabulary
 
 def save_checkpoint(
     root: Path,
-    model: torch.nn.Module,
+    chunks: Sequence[torch.nn.Module],
     optimizer: Any,
     config: RunConfig,
     vocabulary: Vocabulary,
@@ -43,11 +44,15 @@ def save_checkpoint(
     data_fingerprint: str,
     tokenizers: dict[str, str | None],
 ) -> Path:
-    """Save the state after `step` steps; all processes call it. Returns the checkpoint's folder."""
+    """Save the state after `step` steps; all processes call it. Returns the checkpoint's folder.
+
+    Args:
+        chunks: this process's model chunks, with all weights in place.
+    """
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 
-    sharded, common = save_preprocess(sharded_state(model, optimizer, context.groups, is_loading=False))
+    sharded, common = save_preprocess(sharded_state(chunks, optimizer, context.groups, is_loading=False))
     temporary = temporary_folder(root, step)
     if context.is_main:
         shutil.rmtree(temporary, ignore_errors=True)

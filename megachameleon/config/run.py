@@ -59,4 +59,5 @@ class RunConfig:
         Raises:
             ValueError: names the field, its value and what would work.
         """
-        self.training.num_micro_batches(self.parallel.data_parallel(world_size))
+        micro_batches = self.training.num_micro_batches(self.parallel.data_parallel(world_size))
+        self.parallel.require_full_pipeline(micro_batches, self.training.global_batch_size)

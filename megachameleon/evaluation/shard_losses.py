@@ -53,6 +53,6 @@ def shard_losses(
     from megachameleon.training.step import validate
 
     config = replace(config, training=replace(config.training, micro_batch_size=micro_batch_size))
-    reports = {name: asdict(validate(model, chosen, config, context)) for name, chosen in samples.items()}
+    reports = {name: asdict(validate([model], chosen, config, context)) for name, chosen in samples.items()}
     model.eval()
     return reports

@@ -116,5 +116,5 @@ def open_model(info: CheckpointInfo, parallel: ParallelConfig) -> Iterator[Loade
         from megachameleon.generation.model_steppers import CachedStepper
 
         trained = load_for_inference(info.path, context)
-        stepper = CachedStepper(trained.model, info.config.model.context_length)
+        stepper = CachedStepper([trained.model], info.config.model.context_length)
         yield LoadedModel(model=trained.model, stepper=stepper, context=context)

@@ -1,11 +1,12 @@
 """Steppers on the decoder: with a key-value cache, or reading everything again.
 
-They work for any tensor- and pipeline-parallel layout: logits are gathered over the tensor-parallel ranks, hidden
-states go from stage to stage, and the last stage broadcasts its logits.
+They work for any layout: logits are gathered over the tensor-parallel ranks, hidden states go from stage to stage (and
+round again to the next chunk of an interleaved pipeline), and the last stage broadcasts its logits. Context-parallel
+ranks do the same work side by side.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from megachameleon.checkpoint.state import unwrap
 class CachedStepper:
     """Reads each id once and keeps keys and values in megatron-core's static context."""
 
-    def __init__(self, model: torch.nn.Module, context_length: int) -> None:
-        """`model` is this rank's one stage, wrapped or not; `context_length` the longest sequence that it knows."""
-        self._model, self.context_length = unwrap(model), context_length
+    def __init__(self, chunks: Sequence[torch.nn.Module], context_length: int) -> None:
+        """`chunks` are this rank's part of the model, wrapped or not; `context_length` the most ids of a sequence."""
+        self._chunks, self.context_length = [unwrap(chunk) for chunk in chunks], context_length
         self._document_ids = torch.empty(0, 0, dtype=torch.int32)
         self._cache: StaticInferenceContext | None = None
 
@@ -42,7 +43,7 @@ class CachedStepper:
     def _read(self, tokens: torch.Tensor) -> torch.Tensor:
         cache = self._cache
         assert cache is not None
-        logits = _last_logits(self._model, tokens, self._document_ids, cache)
+        logits = _last_logits(self._chunks, tokens, self._document_ids, cache)
         cache.sequence_len_offset += tokens.size(1)
         return logits
 
@@ -50,15 +51,15 @@ class CachedStepper:
 class UncachedStepper:
     """Reads the whole context at every step: slow, plain, the reference of the cached one."""
 
-    def __init__(self, model: torch.nn.Module, context_length: int) -> None:
-        self._model, self.context_length = unwrap(model), context_length
+    def __init__(self, chunks: Sequence[torch.nn.Module], context_length: int) -> None:
+        self._chunks, self.context_length = [unwrap(chunk) for chunk in chunks], context_length
         self._tokens = torch.empty(0, 0, dtype=torch.int64)
         self._document_ids = torch.empty(0, 0, dtype=torch.int32)
 
     def prefill(self, tokens: torch.Tensor, document_ids: torch.Tensor, room: int) -> torch.Tensor:
         """See `Stepper`."""
         self._tokens, self._document_ids = tokens, document_ids
-        return _last_logits(self._model, tokens, document_ids, None)
+        return _last_logits(self._chunks, tokens, document_ids, None)
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Stepper`."""
@@ -69,42 +70,44 @@ class UncachedStepper:
 
 
 def _last_logits(
-    model: Any, tokens: torch.Tensor, document_ids: torch.Tensor, cache: StaticInferenceContext | None
+    chunks: list[Any], tokens: torch.Tensor, document_ids: torch.Tensor, cache: StaticInferenceContext | None
 ) -> torch.Tensor:
     """One forward pass through all pipeline stages; logits after the last column on every rank, float32."""
-    device = next(model.parameters()).device
+    device = next(chunks[0].parameters()).device
     tokens, document_ids = tokens.to(device), document_ids.to(device)
     offset = document_ids.size(1) - tokens.size(1)
     position_ids = torch.arange(offset, document_ids.size(1), device=device).expand_as(tokens)
-    with _for_inference(model), torch.no_grad():
-        return _through_stages(model, tokens, position_ids, document_ids, cache)
+    with ExitStack() as modes, torch.no_grad():
+        for chunk in chunks:
+            modes.enter_context(_for_inference(chunk))
+        return _through_stages(chunks, tokens, position_ids, document_ids, cache)
 
 
 def _through_stages(
-    model: Any,
+    chunks: list[Any],
     tokens: torch.Tensor,
     position_ids: torch.Tensor,
     document_ids: torch.Tensor,
     cache: StaticInferenceContext | None,
 ) -> torch.Tensor:
     """Take hidden states from the stage before, hand them to the next; the last stage broadcasts its logits."""
-    group = model.pg_collection.pp
+    group, config = chunks[0].pg_collection.pp, chunks[0].config
     ranks, stage = dist.get_process_group_ranks(group), group.rank()
-    if stage > 0:
-        shape = (tokens.size(1), tokens.size(0), model.config.hidden_size)
-        hidden = torch.empty(shape, dtype=model.config.params_dtype, device=tokens.device)
-        dist.recv(hidden, src=ranks[stage - 1], group=group)
-        model.set_input_tensor(hidden)
-    output = model(tokens, position_ids, document_ids, inference_context=cache, runtime_gather_output=True)
-    model.set_input_tensor(None)
-    if len(ranks) == 1:
-        return output[:, -1].float()
-    if stage < len(ranks) - 1:
-        dist.send(output.contiguous(), dst=ranks[stage + 1], group=group)
-        logits = torch.empty(len(tokens), model.vocab_size, device=tokens.device)
-    else:
-        logits = output[:, -1].float().contiguous()
-    dist.broadcast(logits, src=ranks[-1], group=group)
+    logits = torch.empty(len(tokens), chunks[0].vocab_size, device=tokens.device)
+    for chunk in chunks:
+        if not chunk.pre_process:
+            shape = (tokens.size(1), tokens.size(0), config.hidden_size)
+            hidden = torch.empty(shape, dtype=config.params_dtype, device=tokens.device)
+            dist.recv(hidden, src=ranks[stage - 1], group=group)
+            chunk.set_input_tensor(hidden)
+        output = chunk(tokens, position_ids, document_ids, inference_context=cache, runtime_gather_output=True)
+        chunk.set_input_tensor(None)
+        if chunk.post_process:
+            logits = output[:, -1].float().contiguous()
+        else:
+            dist.send(output.contiguous(), dst=ranks[(stage + 1) % len(ranks)], group=group)
+    if len(ranks) > 1:
+        dist.broadcast(logits, src=ranks[-1], group=group)
     return logits
 
 

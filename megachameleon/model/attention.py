@@ -30,7 +30,6 @@ class DocumentAttention(nn.Module):
         super().__init__()
         self.kernels = kernels
         self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
-        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -57,15 +56,14 @@ class DocumentAttention(nn.Module):
         inputs = packed_seq_params
         query = self.kernels.rotary(query, *inputs.query_rotary)
         key = self.kernels.rotary(key, *inputs.key_rotary)
-        key, value = self._whole_sequence(key), self._whole_sequence(value)
+        value = value.contiguous()  # a view would keep queries and keys from before their norms until backward
+        if inputs.gather_over is not None:
+            key, value = (_whole_sequence(x, inputs.gather_over) for x in (key, value))
         return self.kernels.attention(query, key, value, inputs.plan, self.scale).flatten(2)
 
-    def _whole_sequence(self, x: Tensor) -> Tensor:
-        if self.context_group is None:
-            return x
-        from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
-        gathered = gather_from_sequence_parallel_region(
-            x.contiguous(), tensor_parallel_output_grad=True, group=self.context_group
-        )
-        return in_sequence_order(gathered, self.context_group.size())
+def _whole_sequence(x: Tensor, group: Any) -> Tensor:
+    from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+    gathered = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
+    return in_sequence_order(gathered, group.size())

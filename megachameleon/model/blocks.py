@@ -53,11 +53,13 @@ class NormThenAdd(nn.Module):
         return add
 
 
-def block_spec(model: ModelConfig, transformer_config: Any, kernels: Kernels, tensor_rank: int) -> Any:
-    """Spec of the blocks of this pipeline stage, with the final norm."""
+def block_spec(
+    model: ModelConfig, transformer_config: Any, kernels: Kernels, tensor_rank: int, vp_stage: int | None = None
+) -> Any:
+    """Spec of the blocks of this pipeline stage, or of one chunk of it, with the final norm."""
     layer = layer_spec(model, transformer_config, kernels, tensor_rank)
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(transformer_config),
+        layer_specs=[layer] * get_num_layers_to_build(transformer_config, vp_stage=vp_stage),
         layer_norm=ModuleSpec(BlockNorm, params={"kernel": kernels.rms_norm}),
     )
 

@@ -66,13 +66,14 @@ class Decoder(GPTModel):
     ) -> AttentionInputs:
         batch, length = input_ids.shape
         device, head_dim, dtype = input_ids.device, self.config.kv_channels, self.config.params_dtype
+        gather_over = None
         if inference_context is not None:
             past = inference_context.sequence_len_offset
             num_keys, position_ids = past + length, None
             chunks: tuple[tuple[int, int], ...] = ((past, length),)
         else:
             group = self.pg_collection.cp
-            num_keys = length * group.size()
+            num_keys, gather_over = length * group.size(), group if group.size() > 1 else None
             chunks = context_chunks(num_keys, group.rank(), group.size())
         layout = SequenceLayout(
             batch=batch, num_keys=num_keys, query_chunks=chunks, document_ids=document_ids, device=device
@@ -83,7 +84,10 @@ class Decoder(GPTModel):
             keys = natural_positions([(0, num_keys)], device)
             key_rotary = rotary_tables(keys, head_dim, self.rope_theta, dtype)
         return AttentionInputs(
-            query_rotary=query_rotary, key_rotary=key_rotary, plan=self.kernels.attention.plan(layout)
+            query_rotary=query_rotary,
+            key_rotary=key_rotary,
+            plan=self.kernels.attention.plan(layout),
+            gather_over=gather_over,
         )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
@@ -100,29 +104,48 @@ def build_decoder(
     *,
     dtype: torch.dtype,
     seed: int | None,
+    vp_stage: int | None = None,
 ) -> Decoder:
-    """Build this process's part of the decoder on the current default device.
+    """Build this process's part of the decoder, or one chunk of it, on the current default device.
 
     Args:
         groups: megatron-core's ProcessGroupCollection.
         dtype: of the weights in forward and backward.
         seed: of the initial weights; None leaves matrices as they are allocated, for a checkpoint to fill.
+        vp_stage: number of the chunk under the interleaved pipeline schedule; None without it.
     """
     config = transformer_config(model, parallel, dtype)
     tensor_rank, stage = groups.tp.rank(), groups.pp.rank()
+    last_stage, last_chunk = parallel.pipeline_parallel - 1, parallel.virtual_pipeline_parallel - 1
     decoder = Decoder(
         kernels=kernels,
         model=model,
         config=config,
-        transformer_layer_spec=block_spec(model, config, kernels, tensor_rank),
+        transformer_layer_spec=block_spec(model, config, kernels, tensor_rank, vp_stage),
         vocab_size=model.vocab_size,
         max_sequence_length=model.context_length,
-        pre_process=stage == 0,
-        post_process=stage == parallel.pipeline_parallel - 1,
+        pre_process=stage == 0 and vp_stage in (None, 0),
+        post_process=stage == last_stage and vp_stage in (None, last_chunk),
         position_embedding_type="none",  # RoPE is part of our core attention
         share_embeddings_and_output_weights=False,
         pg_collection=groups,
+        vp_stage=vp_stage,
     )
     if seed is not None:
         initialize(decoder, model, seed, tensor_rank=tensor_rank, tensor_parallel=parallel.tensor_parallel)
     return decoder
+
+
+def build_chunks(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    kernels: Kernels,
+    groups: Any,
+    *,
+    dtype: torch.dtype,
+    seed: int | None,
+) -> list[Decoder]:
+    """All chunks of this process: one, or several under the interleaved pipeline schedule. See `build_decoder`."""
+    count = parallel.virtual_pipeline_parallel
+    stages = range(count) if count > 1 else [None]
+    return [build_decoder(model, parallel, kernels, groups, dtype=dtype, seed=seed, vp_stage=stage) for stage in stages]

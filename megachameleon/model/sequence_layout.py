@@ -48,6 +48,8 @@ class AttentionInputs:
     key_rotary: Rotary
     plan: Any
     """What the attention kernel made of the SequenceLayout."""
+    gather_over: Any | None = None
+    """Process group whose ranks hold the other keys of these sequences; None where all are here."""
     qkv_format: ClassVar[str] = "sbhd"
     cp_group: ClassVar[None] = None
 

@@ -14,6 +14,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
 
     Fusions that need apex or Transformer Engine are off; megatron-core fails where they are asked for without them.
     """
+    chunks = parallel.virtual_pipeline_parallel
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -31,6 +32,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor_parallel,
         pipeline_model_parallel_size=parallel.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+        context_parallel_size=parallel.context_parallel,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -42,7 +45,12 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         init_method=_leave_as_allocated,
         output_layer_init_method=_leave_as_allocated,
         embedding_init_method=_leave_as_allocated,
+        # Batched transfers are silently wrong in the interleaved schedule of two stages; there, single ones overlap.
+        batch_p2p_comm=chunks == 1,
         batch_p2p_sync=False,
+        overlap_p2p_comm=chunks > 1,
+        deallocate_pipeline_outputs=parallel.pipeline_parallel > 1,
+        **_recompute(parallel),
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
@@ -50,6 +58,14 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
     )
+
+
+def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
+    if parallel.recompute == "none":
+        return {}
+    if parallel.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
 
 
 def _leave_as_allocated(weight: torch.Tensor) -> torch.Tensor:

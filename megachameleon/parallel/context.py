@@ -36,18 +36,23 @@ class ParallelContext:
         return self.groups.pp.rank()
 
     @property
+    def context_rank(self) -> int:
+        """Place on the context-parallel axis: which part of each sequence is here."""
+        return self.groups.cp.rank()
+
+    @property
     def data_rank(self) -> int:
-        """Place on the data-parallel axis."""
+        """Place on the data-parallel axis: which samples are read here."""
         return self.groups.dp.rank()
 
     @property
     def data_parallel(self) -> int:
-        """Number of copies of the model."""
+        """Number of groups of devices that read different samples."""
         return self.groups.dp.size()
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this process holds the head and sees the loss."""
+        """Whether this process holds the head and sees the loss (in the last of its chunks)."""
         return self.pipeline_rank == self.config.pipeline_parallel - 1
 
     @property
@@ -76,24 +81,38 @@ def parallel_context(config: ParallelConfig, *, timeout_seconds: int = 1800) -> 
     config.data_parallel(world_size)
     device = pick_device()
     install(device)
+    _init_process_group(device, world_size, timeout_seconds)
+    try:
+        with model_axes(config) as groups:
+            yield ParallelContext(
+                device=device, rank=dist.get_rank(), world_size=world_size, groups=groups, config=config
+            )
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def model_axes(config: ParallelConfig, **arguments: Any) -> Iterator[Any]:
+    """Lay the axes over the processes of an initialized world; yields megatron-core's ProcessGroupCollection.
+
+    Args:
+        arguments: more of megatron-core's `initialize_model_parallel`.
+    """
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    _init_process_group(device, world_size, timeout_seconds)
+    chunks = config.virtual_pipeline_parallel
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor_parallel,
+        pipeline_model_parallel_size=config.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+        context_parallel_size=config.context_parallel,
+        **arguments,
+    )
     try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=config.tensor_parallel, pipeline_model_parallel_size=config.pipeline_parallel
-        )
-        yield ParallelContext(
-            device=device,
-            rank=dist.get_rank(),
-            world_size=world_size,
-            groups=ProcessGroupCollection.use_mpu_process_groups(),
-            config=config,
-        )
+        yield ProcessGroupCollection.use_mpu_process_groups()
     finally:
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
 
 
 def _init_process_group(device: torch.device, world_size: int, timeout_seconds: int) -> None:

@@ -8,7 +8,8 @@ With CUDA, `install` only picks this process's GPU. Without it, megatron-core's 
   `optimizer_scope` only;
 - the tracker of random states, which would otherwise read CUDA generators.
 
-This is the only module that replaces attributes of other packages.
+This is the only module that replaces attributes of other packages. One of them is replaced on either device: without
+Transformer Engine, megatron-core 0.16's recomputation of norm outputs asks for it by mistake.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +62,7 @@ def install(device: torch.device) -> None:
     elif not isinstance(_active_mode(), _CudaNamesOnCpu):
         _lead_cuda_to_cpu()
     _check_megatron_version()
+    _mend_recompute_of_norms()
 
 
 @contextlib.contextmanager
@@ -144,6 +147,15 @@ def _cpu_tracker_class(megatron_random: Any) -> type:
                 self._current_state_name = outer_name
 
     return CpuRNGStatesTracker
+
+
+def _mend_recompute_of_norms() -> None:
+    """`CheckpointWithoutOutput()` takes its default `fp8=False` for "FP8 is on", since it tests for None."""
+    from megatron.core import tensor_parallel
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    if not megatron_random.HAVE_TE:
+        tensor_parallel.CheckpointWithoutOutput = partial(megatron_random.CheckpointWithoutOutput, fp8=None)
 
 
 def quiet_libraries() -> None:

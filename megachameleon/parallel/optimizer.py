@@ -1,46 +1,28 @@
-"""Data-parallel replicas, AdamW and its schedule, from megatron-core."""
+"""AdamW and its schedule, from megatron-core; clipping without waiting for the device."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from megachameleon.config import KernelsConfig, OptimizerConfig, ParallelConfig
-from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import optimizer_scope
 
 
-def wrap_replicas(model: torch.nn.Module, config: ParallelConfig, context: ParallelContext) -> torch.nn.Module:
-    """Wrap a model so that gradients are summed over data-parallel ranks in fp32.
-
-    A bf16 model is first wrapped to cast its inputs and outputs, as megatron-core expects.
-    """
-    from megatron.core.distributed import (
-        DistributedDataParallel,
-        DistributedDataParallelConfig,
-        finalize_model_grads,
-    )
-    from megatron.core.transformer.module import Float16Module
-
-    transformer_config: Any = model.config
-    replica_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=config.distributed_optimizer,
-        check_for_nan_in_grad=False,  # the training step checks the loss and the gradient norm
-    )
-    inner = Float16Module(transformer_config, model) if transformer_config.bf16 else model
-    replica = DistributedDataParallel(transformer_config, replica_config, inner)
-    transformer_config.finalize_model_grads_func = finalize_model_grads
-    return replica
-
-
 def build_optimizer(
-    replica: torch.nn.Module, config: OptimizerConfig, parallel: ParallelConfig, kernels: KernelsConfig
+    chunks: Sequence[torch.nn.Module], config: OptimizerConfig, parallel: ParallelConfig, kernels: KernelsConfig
 ) -> Any:
-    """megatron-core's optimizer over fp32 master weights. Norms, biases and other vectors are not decayed."""
+    """megatron-core's optimizer over fp32 master weights. Norms, biases and other vectors are not decayed.
+
+    Args:
+        chunks: this process's model chunks, wrapped.
+    """
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
 
-    transformer_config: Any = replica.config
+    transformer_config: Any = chunks[0].config
     megatron_config = MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -53,12 +35,12 @@ def build_optimizer(
         bf16=transformer_config.bf16,
         params_dtype=transformer_config.params_dtype,
         use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
     )
     with optimizer_scope():
-        optimizer = get_megatron_optimizer(megatron_config, [replica])
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        optimizer = get_megatron_optimizer(megatron_config, list(chunks))
+    for part in _parts(optimizer):
         _prepare_torch_adamw(part, fused=kernels.optimizer == "torch")
-    transformer_config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
 
@@ -76,11 +58,45 @@ def apply_settings(optimizer: Any, config: OptimizerConfig) -> None:
         group.update(max_lr=config.lr, min_lr=config.min_lr, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
-def optimizer_step(optimizer: Any) -> float:
-    """Clip and update; returns the global gradient norm before clipping."""
+@torch.no_grad()
+def optimizer_step(optimizer: Any, clip_grad: float) -> Tensor:
+    """Clip and update, without waiting for the device.
+
+    Args:
+        clip_grad: largest global gradient norm; 0 turns clipping off.
+
+    Returns:
+        The global gradient norm before clipping, float32 []; the same on every rank.
+    """
     with optimizer_scope():
-        _, grad_norm, _ = optimizer.step()
-    return float(grad_norm)
+        optimizer.prepare_grads()
+        norm = gradient_norm(optimizer)
+        if clip_grad > 0:
+            parameters = [parameter for part in _parts(optimizer) for parameter in part.get_parameters()]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, torch.clamp(clip_grad / (norm + 1e-6), max=1.0))
+        optimizer.step_with_ready_grads()
+    return norm
+
+
+def gradient_norm(optimizer: Any) -> Tensor:
+    """L2 norm over the gradients of all parameters on all ranks, float32 [], each counted once.
+
+    megatron-core's own reads one number from the device for each parameter where there is no apex.
+    """
+    total = torch.zeros((), device=torch.cuda.current_device())
+    for part in _parts(optimizer):
+        gradients = part.get_main_grads_for_grad_norm()
+        square = torch.stack(torch._foreach_norm(gradients)).square().sum() if gradients else torch.zeros_like(total)
+        dist.all_reduce(square, group=part.get_grad_stats_parallel_group())
+        total += square
+    return total.sqrt()
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    """The optimizers of a chain, or the one that there is."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def build_schedule(optimizer: Any, config: OptimizerConfig, num_steps: int) -> Any:

@@ -2,7 +2,7 @@
 
 Dropout in regions that are replicated over tensor-parallel ranks must agree on them; in regions that are split it
 must differ. megatron-core keeps one generator for each and switches between them; here both are seeded anew at each
-step. Data-parallel ranks and pipeline stages hold different activations and get different seeds.
+step. Data- and context-parallel ranks and pipeline stages hold different activations and get different seeds.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ def seed_step(seed: int, step: int, context: ParallelContext) -> None:
     """Seed all generators of this process for one training step."""
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    step_seed = derive_seed(seed, "step", step, context.pipeline_rank, context.data_rank)
+    place = (context.pipeline_rank, context.data_rank, context.context_rank)
+    step_seed = derive_seed(seed, "step", step, *place)
     model_parallel_cuda_manual_seed(step_seed)
     torch.manual_seed(step_seed)

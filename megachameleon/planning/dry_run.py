@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megachameleon.config import RunConfig
 from megachameleon.files import require_usable_folder
+from megachameleon.parallel.context import model_axes
 from megachameleon.parallel.device import install, pick_device
 
 
@@ -63,34 +64,30 @@ def count_stages(config: RunConfig, world_size: int) -> list[StageCount]:
 
 def _count_stage(config: RunConfig, world_size: int, stage: int, rank: int) -> StageCount:
     with _fake_world(config, rank, world_size) as groups:
-        from megachameleon.model.decoder import build_decoder
+        from megachameleon.model.decoder import build_chunks
         from megachameleon.model.kernels.table import choose_kernels
 
         dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
         kernels = choose_kernels(config.kernels)
         with torch.device("meta"):
-            model = build_decoder(config.model, config.parallel, kernels, groups, dtype=dtype, seed=None)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        return StageCount(stage=stage, layers=len(model.decoder.layers), parameters=parameters)
+            chunks = build_chunks(config.model, config.parallel, kernels, groups, dtype=dtype, seed=None)
+        return StageCount(
+            stage=stage,
+            layers=sum(len(chunk.decoder.layers) for chunk in chunks),
+            parameters=sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters()),
+        )
 
 
 @contextmanager
 def _fake_world(config: RunConfig, rank: int, world_size: int) -> Iterator[Any]:
     """Be `rank` of a world that does not exist: torch's fake backend, whose collectives do nothing."""
-    from megatron.core import parallel_state
-    from megatron.core.process_groups_config import ProcessGroupCollection
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=config.parallel.tensor_parallel,
-            pipeline_model_parallel_size=config.parallel.pipeline_parallel,
-            create_gloo_process_groups=False,
-        )
-        yield ProcessGroupCollection.use_mpu_process_groups()
+        with model_axes(config.parallel, create_gloo_process_groups=False) as groups:
+            yield groups
     finally:
-        parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 
 
@@ -100,8 +97,7 @@ def _describe_run(config: RunConfig, world: int) -> list[str]:
     tokens = training.global_batch_size * config.data.sequence_length
     return [
         f"parameters       {config.model.num_parameters:,}",
-        f"processes        {world:,}: tensor {parallel.tensor_parallel} x pipeline {parallel.pipeline_parallel} "
-        f"x data {data_parallel}",
+        f"processes        {world:,}: {parallel.describe(world)}",
         f"global batch     {training.global_batch_size:,} samples = {tokens:,} tokens: "
         f"{training.num_micro_batches(data_parallel)} micro-batches of {training.micro_batch_size} on each rank",
         f"run              {training.num_steps:,} steps = {tokens * training.num_steps:,} tokens",
@@ -111,7 +107,8 @@ def _describe_run(config: RunConfig, world: int) -> list[str]:
 
 def _describe_stages(config: RunConfig, world: int, stages: list[StageCount]) -> list[str]:
     data_parallel = config.parallel.data_parallel(world)
-    shards = data_parallel if config.parallel.distributed_optimizer else 1
+    replicas = data_parallel * config.parallel.context_parallel
+    shards = replicas if config.parallel.distributed_optimizer else 1
     fp32 = config.training.precision == "fp32"
     lines = []
     for stage in stages:

@@ -14,6 +14,7 @@ from megachameleon.data.blending import BlendedSamples, FirstSamples, Stage
 from megachameleon.data.packing import PackedDataset
 from megachameleon.data.samples import Sample, collate
 from megachameleon.data.shards import Dataset
+from megachameleon.model.sequence_layout import context_chunks
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.seeding import derive_seed
 from megachameleon.tokens.vocabulary import Vocabulary
@@ -88,11 +89,14 @@ def require_enough_samples(data: TrainingData, training: TrainingConfig, *, done
 def training_batches(
     samples: Samples, start: int, num_micro_batches: int, micro_batch_size: int, context: ParallelContext
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of the global batch that begins at position `start`, on its device."""
+    """This rank's micro-batches of the global batch that begins at position `start`, on its device.
+
+    Under context parallelism they hold this rank's part of each sequence, but the document ids of all of it.
+    """
     for micro_batch in range(num_micro_batches):
         first = start + (micro_batch * context.data_parallel + context.data_rank) * micro_batch_size
         chosen = [samples[position] for position in range(first, first + micro_batch_size)]
-        yield to_device(collate(chosen), context.device)
+        yield to_device(own_part(collate(chosen), context), context.device)
 
 
 def validation_batches(
@@ -108,6 +112,19 @@ def validation_batches(
             return replace(samples[last], loss_mask=np.zeros_like(samples[last].loss_mask))
 
     return training_batches(Padded(), start, num_micro_batches, micro_batch_size, context)
+
+
+def own_part(batch: Batch, context: ParallelContext) -> Batch:
+    """A batch of whole sequences cut down to this rank's part of them; document ids stay whole, for attention."""
+    size = context.config.context_parallel
+    if size == 1:
+        return batch
+    chunks = context_chunks(batch["tokens"].size(1), context.context_rank, size)
+
+    def mine(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor[:, start : start + length] for start, length in chunks], dim=1)
+
+    return {name: tensor if name == "document_ids" else mine(tensor) for name, tensor in batch.items()}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

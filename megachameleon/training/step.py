@@ -1,8 +1,10 @@
 """One optimizer step and one validation pass: the hot path."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from megachameleon.config import RunConfig
 from megachameleon.data.blending import FirstSamples
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.optimizer import optimizer_step, set_learning_rate
+from megachameleon.parallel.replicas import Chunks
 from megachameleon.parallel.seeding import seed_step
-from megachameleon.training.batches import Samples, training_batches, validation_batches
+from megachameleon.training.batches import Batch, Samples, training_batches, validation_batches
 from megachameleon.training.losses import LossReport, forward_step, reduce_report
 
 
@@ -20,7 +23,8 @@ from megachameleon.training.losses import LossReport, forward_step, reduce_repor
 class TrainingState:
     """What a step works on."""
 
-    model: Any
+    model: Chunks
+    """This process's part of the model, wrapped: one chunk, or several under the interleaved schedule."""
     optimizer: Any
     schedule: Any
 
@@ -46,7 +50,8 @@ def train_step(
         FloatingPointError: the loss or the gradient norm is not finite; nothing of it is saved.
     """
     seed_step(config.training.seed, step, context)
-    state.model.zero_grad_buffer()
+    for chunk in state.model:
+        chunk.zero_grad_buffer()  # type: ignore[operator]
     state.optimizer.zero_grad()
     num_micro_batches = config.training.num_micro_batches(context.data_parallel)
     size = config.training.micro_batch_size
@@ -55,27 +60,38 @@ def train_step(
     if not math.isfinite(losses.loss):
         raise FloatingPointError(f"step {step + 1}: loss is {losses.loss}; the last checkpoint is untouched")
     lr = set_learning_rate(state.schedule, step + 1)
-    grad_norm = optimizer_step(state.optimizer)
+    grad_norm = float(optimizer_step(state.optimizer, config.optimizer.clip_grad))
     if not math.isfinite(grad_norm):
         raise FloatingPointError(f"step {step + 1}: gradient norm is {grad_norm}; the last checkpoint is untouched")
     return StepReport(losses=losses, grad_norm=grad_norm, lr=lr)
 
 
 @torch.no_grad()
-def validate(model: Any, samples: FirstSamples, config: RunConfig, context: ParallelContext) -> LossReport:
+def validate(model: Chunks, samples: FirstSamples, config: RunConfig, context: ParallelContext) -> LossReport:
     """Losses over the first samples of a validation set."""
-    model.eval()
+    for chunk in model:
+        chunk.eval()
     size = config.training.micro_batch_size
     per_pass = context.data_parallel * size
     num_micro_batches = -(-len(samples) // per_pass)
+    if len(model) > 1:  # the interleaved schedule takes whole rounds of the pipeline; the last one is padded
+        stages = context.config.pipeline_parallel
+        num_micro_batches = -(-num_micro_batches // stages) * stages
     batches = validation_batches(samples, 0, num_micro_batches, size, context)
     report = _run_schedule(model, batches, num_micro_batches, config, context, forward_only=True)
-    model.train()
+    for chunk in model:
+        chunk.train()
     return report
 
 
 def _run_schedule(
-    model: Any, batches: Any, num_micro_batches: int, config: RunConfig, context: ParallelContext, *, forward_only: bool
+    model: Chunks,
+    batches: Iterator[Batch],
+    num_micro_batches: int,
+    config: RunConfig,
+    context: ParallelContext,
+    *,
+    forward_only: bool,
 ) -> LossReport:
     """Let megatron-core's schedule drive micro-batches through this process's pipeline stage."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -84,8 +100,8 @@ def _run_schedule(
         forward_step_func=partial(
             forward_step, z_loss=config.training.z_loss, isolate_documents=config.data.isolate_documents
         ),
-        data_iterator=batches,
-        model=[model],
+        data_iterator=list(tee(batches, len(model))) if len(model) > 1 else batches,
+        model=model,
         num_microbatches=num_micro_batches,
         seq_length=config.data.sequence_length,
         micro_batch_size=config.training.micro_batch_size,

@@ -20,11 +20,12 @@ from megachameleon.checkpoint.loading import (
 from megachameleon.checkpoint.saving import save_checkpoint
 from megachameleon.config import RunConfig, save_config
 from megachameleon.files import require_free_space
-from megachameleon.model.decoder import build_decoder
+from megachameleon.model.decoder import build_chunks
 from megachameleon.model.kernels.table import choose_kernels
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import multiplies_bfloat16, peak_memory
-from megachameleon.parallel.optimizer import apply_settings, build_optimizer, build_schedule, wrap_replicas
+from megachameleon.parallel.optimizer import apply_settings, build_optimizer, build_schedule
+from megachameleon.parallel.replicas import gather_parameters, wrap_replicas
 from megachameleon.training.batches import TrainingData, require_enough_samples
 from megachameleon.training.callbacks.base import Callback, StepEvent
 from megachameleon.training.step import StepReport, TrainingState, train_step, validate
@@ -108,6 +109,7 @@ class Trainer:
         return every > 0 and (self.step % every == 0 or self.step == self.config.training.num_steps)
 
     def _validate(self) -> None:
+        gather_parameters(self.state.model, self.config.parallel)
         reports = {
             name: validate(self.state.model, samples, self.config, self.context)
             for name, samples in self.data.validation.items()
@@ -116,6 +118,7 @@ class Trainer:
             callback.on_validation(self, self.step, reports)
 
     def _save(self) -> None:
+        gather_parameters(self.state.model, self.config.parallel)
         path = save_checkpoint(
             self.checkpoint_folder,
             self.state.model,
@@ -134,13 +137,13 @@ class Trainer:
     def _build(self) -> TrainingState:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         config = self.config
-        decoder = build_decoder(
+        decoders = build_chunks(
             config.model, config.parallel, self.kernels, self.context.groups, dtype=dtype, seed=config.training.seed
         )
-        replica = wrap_replicas(decoder.to(self.context.device), config.parallel, self.context)
-        optimizer = build_optimizer(replica, config.optimizer, config.parallel, self.kernels.resolved)
+        model = wrap_replicas([decoder.to(self.context.device) for decoder in decoders], config.parallel)
+        optimizer = build_optimizer(model, config.optimizer, config.parallel, self.kernels.resolved)
         schedule = build_schedule(optimizer, config.optimizer, config.training.num_steps)
-        return TrainingState(model=replica, optimizer=optimizer, schedule=schedule)
+        return TrainingState(model=model, optimizer=optimizer, schedule=schedule)
 
     def _resume(self) -> None:
         checkpoint = self._newest_checkpoint()

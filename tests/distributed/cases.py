@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from megachameleon.parallel.context import parallel_context
+from megachameleon.parallel.replicas import gather_parameters
 
 
 def build_trainer(config, context, callbacks=()):
@@ -31,6 +32,7 @@ def train_steps(config, num_steps):
             )
             reports.append({**dataclasses.asdict(report.losses), "grad_norm": report.grad_norm, "lr": report.lr})
             gradients = gradients or gather(trainer.state.model, context, gradients=True)
+        gather_parameters(trainer.state.model, config.parallel)
         return reports, gradients, gather(trainer.state.model, context, gradients=False)
 
 
@@ -42,7 +44,7 @@ def gather_unequal_replicas(config):
         trainer = build_trainer(config, context)
         gather(trainer.state.model, context, gradients=False)
         with torch.no_grad():
-            next(trainer.state.model.parameters()).add_(1e-6 * context.data_rank)
+            next(trainer.state.model[0].parameters()).add_(1e-6 * context.data_rank)
         try:
             gather(trainer.state.model, context, gradients=False)
         except AssertionError as error:
@@ -55,7 +57,7 @@ def spread_norms(trainer):
     from megachameleon.model.initialization import global_names
 
     with torch.no_grad():
-        for name, parameter in global_names(unwrap(trainer.state.model)):
+        for name, parameter in (pair for chunk in trainer.state.model for pair in global_names(unwrap(chunk))):
             if parameter.dim() == 1:
                 generator = torch.Generator().manual_seed(sum(name.encode()))
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -72,6 +74,7 @@ def run_training(config):
         trainer = build_trainer(config, context, build_callbacks(config))
         start = trainer.step
         trainer.run()
+        gather_parameters(trainer.state.model, config.parallel)
         return start, trainer.step, gather(trainer.state.model, context, gradients=False)
 
 

@@ -8,14 +8,17 @@ from megachameleon.model.initialization import global_names
 
 
 def gather(model, context, *, gradients):
-    """Whole parameters or gradients by global name, on every rank. Replicas over tensor and data ranks must agree."""
+    """Whole parameters or gradients by global name, on every rank. Replicas over tensor, context and data ranks must
+    agree."""
     mine = {}
-    for name, parameter in global_names(unwrap(model)):
+    for name, parameter in (pair for chunk in model for pair in global_names(unwrap(chunk))):
         tensor = parameter.main_grad if gradients else parameter
         dim = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        assert name not in mine, f"{name} stands in two chunks"
         mine[name] = (tensor.detach().float().clone(), dim)
     ranks = [None] * context.world_size
-    dist.all_gather_object(ranks, (context.tensor_rank, context.pipeline_rank, context.data_rank, mine))
+    replica = context.groups.dp_cp.rank()
+    dist.all_gather_object(ranks, (context.tensor_rank, context.pipeline_rank, replica, mine))
     if not (gradients and context.config.distributed_optimizer):  # there, each replica has its own part of them
         require_equal_replicas(ranks)
     whole = {}
@@ -27,11 +30,11 @@ def gather(model, context, *, gradients):
 
 
 def require_equal_replicas(ranks):
-    """Data-parallel replicas do the same updates with the same sums: not a bit may differ."""
-    first = {(tensor, stage): mine for tensor, stage, data, mine in ranks if data == 0}
-    for tensor, stage, data, mine in ranks:
+    """Replicas over data and context do the same updates with the same sums: not a bit may differ."""
+    first = {(tensor, stage): mine for tensor, stage, replica, mine in ranks if replica == 0}
+    for tensor, stage, replica, mine in ranks:
         for name, (part, _) in mine.items():
-            assert torch.equal(part, first[tensor, stage][name][0]), f"{name} differs on data rank {data}"
+            assert torch.equal(part, first[tensor, stage][name][0]), f"{name} differs on replica {replica}"
 
 
 def join(parts, name, dim):

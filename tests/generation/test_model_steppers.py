@@ -8,6 +8,7 @@ from megachameleon.generation.engine import generate
 from megachameleon.generation.replicas import generate_shared
 from megachameleon.generation.sampling import SamplingSettings
 from megachameleon.generation.settings import GenerationSettings
+from megachameleon.model.head import Targets
 from megachameleon.model.kernels.table import choose_kernels
 from megachameleon.parallel.context import parallel_context
 from megachameleon.tokens.vocabulary import Vocabulary
@@ -15,7 +16,7 @@ from megachameleon.tokens.vocabulary import Vocabulary
 VOCABULARY = Vocabulary.compact(num_text_ids=40, num_image_codes=16, image_grid=(2, 3))
 MODEL = ModelConfig(
     vocab_size=VOCABULARY.size,
-    num_layers=2,
+    num_layers=4,
     hidden_size=32,
     num_attention_heads=4,
     num_query_groups=2,
@@ -27,13 +28,15 @@ LAYOUTS = (
     ParallelConfig(tensor_parallel=2, sequence_parallel=True),
     ParallelConfig(pipeline_parallel=2),
     ParallelConfig(tensor_parallel=2, pipeline_parallel=2),
+    ParallelConfig(pipeline_parallel=2, virtual_pipeline_parallel=2),
 )
+CONTEXT = ParallelConfig(tensor_parallel=2, context_parallel=2)
 
 
 def build(context):
-    from megachameleon.model.decoder import build_decoder
+    from megachameleon.model.decoder import build_chunks
 
-    return build_decoder(
+    return build_chunks(
         MODEL, context.config, choose_kernels(KernelsConfig()), context.groups, dtype=torch.float32, seed=0
     )
 
@@ -62,8 +65,8 @@ def one_process():
     from megachameleon.generation.model_steppers import CachedStepper, UncachedStepper
 
     with parallel_context(ParallelConfig()) as context:
-        model = build(context)
-        yield model, CachedStepper(model, 64), UncachedStepper(model, 64)
+        [model] = build(context)
+        yield model, CachedStepper([model], 64), UncachedStepper([model], 64)
 
 
 def test_cached_logits_equal_uncached(one_process):
@@ -107,7 +110,8 @@ def backward(model):
     """Gradients of one small batch by name."""
     tokens = torch.arange(30, 38)[None]
     positions = torch.arange(8)[None]
-    model(tokens, positions, torch.zeros_like(tokens, dtype=torch.int32), labels=tokens).sum().backward()
+    targets = Targets(labels=tokens, weights=torch.ones(1, 8), is_image=tokens < 0, z_loss=0.0)
+    model(tokens, positions, torch.zeros_like(tokens, dtype=torch.int32), targets=targets)[0].backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
@@ -115,14 +119,14 @@ def run_layout(layout):
     from megachameleon.generation.model_steppers import CachedStepper, UncachedStepper
 
     with parallel_context(layout) as context:
-        model = build(context)
-        cached = CachedStepper(model, 64)
-        logits, plain, ids = read(cached), read(UncachedStepper(model, 64)), write(cached)
-        assert model.config.sequence_parallel == layout.sequence_parallel
+        chunks = build(context)
+        cached = CachedStepper(chunks, 64)
+        logits, plain, ids = read(cached), read(UncachedStepper(chunks, 64)), write(cached)
+        assert chunks[0].config.sequence_parallel == layout.sequence_parallel
         return logits.numpy(), plain.numpy(), ids
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["TP2-SP", "PP2", "TP2-PP2"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["TP2-SP", "PP2", "TP2-PP2", "PP2-VPP2"])
 def test_every_layout_gives_the_logits_and_ids_of_one_process(one_process, workers, layout):
     _, cached, _ = one_process
     expected, expected_ids = read(cached), write(cached)
@@ -130,6 +134,20 @@ def test_every_layout_gives_the_logits_and_ids_of_one_process(one_process, worke
         torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.from_numpy(plain), expected, atol=1e-5, rtol=1e-5)
         assert ids == expected_ids
+
+
+def run_context_parallel():
+    """Only the cached stepper: without its context, the model takes ids for this rank's part of a sequence."""
+    from megachameleon.generation.model_steppers import CachedStepper
+
+    with parallel_context(CONTEXT) as context:
+        return read(CachedStepper(build(context), 64)).numpy()
+
+
+def test_context_parallel_ranks_do_the_same_work_side_by_side(one_process, workers):
+    expected = read(one_process[1])
+    for logits in workers.run(CONTEXT.model_parallel, run_context_parallel):
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
 
 
 def share(prompts):

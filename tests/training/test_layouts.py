@@ -75,7 +75,7 @@ def test_bf16_is_as_near_to_fp32_as_one_process(workers, module_config, referenc
 
 def test_replicas_that_differ_are_noticed(workers, module_config):
     for said in workers.run(2, gather_unequal_replicas, module_config()):
-        assert "differs on data rank 1" in said
+        assert "differs on replica 1" in said
 
 
 def test_validation_does_not_depend_on_the_number_of_ranks(workers, module_config):

@@ -30,10 +30,10 @@ class Terminal(Callback):
         if not trainer.context.is_main:
             return
         config, context = trainer.config, trainer.context
+        axes = config.parallel.describe(context.world_size)
         self._console.print(
             f"[bold]{config.output_dir}[/]: {config.model.num_parameters:,} parameters, {trainer.precision}, "
-            f"{context.world_size} processes on {context.device.type} (tensor {config.parallel.tensor_parallel} x "
-            f"pipeline {config.parallel.pipeline_parallel} x data {context.data_parallel}), "
+            f"{context.world_size} processes on {context.device.type} ({axes}), "
             f"steps {trainer.step} to {config.training.num_steps}"
         )
         table = Table("operation", "backend", "what", title="kernels", title_justify="left")
