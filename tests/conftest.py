@@ -18,10 +18,10 @@ from megachameleon.tokens.vocabulary import Vocabulary
 
 @pytest.fixture(scope="session")
 def workers():
-    """Four processes; a case takes as many as it needs."""
+    """As many processes as the largest case so far has needed."""
     from pool import WorkerPool
 
-    pool = WorkerPool(4)
+    pool = WorkerPool()
     yield pool
     pool.close()
 

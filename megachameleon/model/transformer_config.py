@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megachameleon.config import ModelConfig, ParallelConfig
+from megachameleon.config import KernelsConfig, ModelConfig, ParallelConfig
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype) -> Any:
+def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype, kernels: KernelsConfig) -> Any:
     """megatron-core's TransformerConfig for a decoder in `dtype` (bf16 or fp32).
 
-    Fusions that need apex or Transformer Engine are off; megatron-core fails where they are asked for without them.
+    megatron-core's own fusions are off: what they do, the kernels do, and most fail without apex or Transformer Engine.
     """
     chunks = parallel.virtual_pipeline_parallel
     return TransformerConfig(
@@ -45,12 +45,14 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         init_method=_leave_as_allocated,
         output_layer_init_method=_leave_as_allocated,
         embedding_init_method=_leave_as_allocated,
-        # Batched transfers are silently wrong in the interleaved schedule of two stages; there, single ones overlap.
+        # Batched transfers are silently wrong in the interleaved schedule of two stages; single ones overlap there.
+        # `deallocate_pipeline_outputs` stays off: it frees what gloo is still sending.
         batch_p2p_comm=chunks == 1,
         batch_p2p_sync=False,
         overlap_p2p_comm=chunks > 1,
-        deallocate_pipeline_outputs=parallel.pipeline_parallel > 1,
         **_recompute(parallel),
+        **_float8(kernels),
+        tp_comm_overlap=kernels.userbuffers,
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
@@ -66,6 +68,15 @@ def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
     if parallel.recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
+
+
+def _float8(kernels: KernelsConfig) -> dict[str, Any]:
+    """Recipes of Transformer Engine, which megatron-core's blocks turn on around each layer."""
+    if kernels.fp8 == "te_delayed":  # scales from the largest value of the last 1,024 steps
+        return {"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    if kernels.fp8 == "te_tensorwise":
+        return {"fp8": "hybrid", "fp8_recipe": "tensorwise"}
+    return {}
 
 
 def _leave_as_allocated(weight: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,10 @@ def build_trainer(config, context, callbacks=()):
 
 
 def train_steps(config, num_steps):
-    """Reports, gradients of the first step and final parameters of a fresh run, without saving."""
+    """Reports, gradients of the first step and final parameters of a fresh run, without saving.
+
+    With the distributed optimizer each replica has summed only its own part of the gradients; they are None then.
+    """
     from whole import gather
 
     from megachameleon.training.step import train_step
@@ -31,7 +34,8 @@ def train_steps(config, num_steps):
                 trainer.state, trainer.data.train, trainer.config, context, step=step, consumed=consumed
             )
             reports.append({**dataclasses.asdict(report.losses), "grad_norm": report.grad_norm, "lr": report.lr})
-            gradients = gradients or gather(trainer.state.model, context, gradients=True)
+            if step == 0 and not config.parallel.distributed_optimizer:
+                gradients = gather(trainer.state.model, context, gradients=True)
         gather_parameters(trainer.state.model, config.parallel)
         return reports, gradients, gather(trainer.state.model, context, gradients=False)
 

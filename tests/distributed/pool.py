@@ -1,4 +1,4 @@
-"""Worker processes that are started once and run many distributed cases over gloo."""
+"""Worker processes that are started when first needed and then run many distributed cases over gloo."""
 
 import os
 import queue
@@ -9,34 +9,34 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
-CASE_TIMEOUT = 120
+CASE_TIMEOUT = 200
 
 
 class WorkerPool:
     """`run(n, function, *args)` calls a module-level function in n processes that can form a gloo group."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._start()
+    def __init__(self) -> None:
+        self._context = mp.get_context("spawn")
+        self._jobs: list[Any] = []
+        self._processes: list[Any] = []
+        self._results = self._context.Queue()
 
-    def _start(self) -> None:
-        context = mp.get_context("spawn")
-        self._jobs = [context.Queue() for _ in range(self._size)]
-        self._results = context.Queue()
-        self._processes = [
-            context.Process(target=_serve, args=(rank, self._jobs[rank], self._results), daemon=True)
-            for rank in range(self._size)
-        ]
-        for process in self._processes:
+    def _grow(self, size: int) -> None:
+        for rank in range(len(self._processes), size):
+            jobs = self._context.Queue()
+            process = self._context.Process(target=_serve, args=(rank, jobs, self._results), daemon=True)
             process.start()
+            self._jobs.append(jobs)
+            self._processes.append(process)
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Results by rank.
 
         Raises:
-            AssertionError: a rank raised; carries its traceback. The workers are then started anew, since the other
-                ranks may wait for it for ever.
+            AssertionError: a rank raised; carries its traceback. All workers are then replaced, since the other ranks
+                may wait for it for ever.
         """
+        self._grow(world_size)
         port = _free_port()
         for rank in range(world_size):
             self._jobs[rank].put((world_size, port, function, args))
@@ -49,7 +49,6 @@ class WorkerPool:
             if error:
                 if world_size > 1:
                     self.close()
-                    self._start()
                 raise AssertionError(f"rank {rank}:\n{error}")
             results[rank] = result
         return results
@@ -59,6 +58,7 @@ class WorkerPool:
         for process in self._processes:
             process.kill()
             process.join()
+        self._jobs, self._processes, self._results = [], [], self._context.Queue()
 
 
 def _serve(rank: int, jobs: Any, results: Any) -> None:

@@ -19,8 +19,7 @@ def gather(model, context, *, gradients):
     ranks = [None] * context.world_size
     replica = context.groups.dp_cp.rank()
     dist.all_gather_object(ranks, (context.tensor_rank, context.pipeline_rank, replica, mine))
-    if not (gradients and context.config.distributed_optimizer):  # there, each replica has its own part of them
-        require_equal_replicas(ranks)
+    require_equal_replicas(ranks)
     whole = {}
     for stage in range(context.config.pipeline_parallel):
         rows = sorted((row for row in ranks if row[1] == stage and row[2] == 0), key=lambda row: row[0])
