@@ -1,5 +1,6 @@
 """Worker processes that are started when first needed and then run many distributed cases over gloo."""
 
+import gc
 import os
 import queue
 import socket
@@ -73,6 +74,8 @@ def _serve(rank: int, jobs: Any, results: Any) -> None:
             results.put((rank, function(*args), None))
         except Exception:
             results.put((rank, None, traceback.format_exc()))
+        # What refers to itself keeps its process groups, whose threads spin on connections that others have closed.
+        gc.collect()
 
 
 def _free_port() -> int:
