@@ -1,4 +1,4 @@
-"""The decoder: megatron-core's GPTModel with Chameleon's blocks and a loss that also returns log Z."""
+"""The decoder: megatron-core's GPTModel with Chameleon's blocks and a head that goes straight to the loss."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megachameleon.config import ModelConfig, ParallelConfig
 from megachameleon.model.blocks import block_spec
+from megachameleon.model.head import LossHead, Targets
 from megachameleon.model.initialization import initialize
 from megachameleon.model.kernels.table import Kernels
 from megachameleon.model.sequence_layout import (
@@ -23,8 +24,7 @@ from megachameleon.model.transformer_config import transformer_config
 class Decoder(GPTModel):
     """Reads token ids [b, s], where s is this rank's part of the sequence under context parallelism.
 
-    Without labels it returns logits [b, s, vocab / tensor_parallel]; with labels [b, s] it returns fp32 [b, s, 2]:
-    the negative log-likelihood of each label and the log-partition at its position.
+    Without targets it returns logits [b, s, vocab / tensor_parallel]; with targets, the fp64 sums of `head.loss_sums`.
     """
 
     def __init__(self, *, kernels: Kernels, model: ModelConfig, **arguments: Any) -> None:
@@ -33,6 +33,8 @@ class Decoder(GPTModel):
         if self.pre_process:
             # megatron-core drops embeddings with hidden_dropout; Chameleon does not.
             self.embedding.embedding_dropout.p = model.embedding_dropout
+        if self.post_process:
+            self.output_layer: LossHead = LossHead.instead_of(self.output_layer, kernels.head_loss)
 
     def forward(
         self,
@@ -40,7 +42,7 @@ class Decoder(GPTModel):
         position_ids: Tensor | None,
         document_ids: Tensor | None,
         *,
-        labels: Tensor | None = None,
+        targets: Targets | None = None,
         inference_context: Any = None,
         runtime_gather_output: bool | None = None,
     ) -> Tensor:
@@ -55,7 +57,7 @@ class Decoder(GPTModel):
             input_ids,
             position_ids,
             None,
-            labels=labels,
+            labels=targets,
             inference_context=inference_context,
             packed_seq_params=self._attention_inputs(input_ids, position_ids, document_ids, inference_context),
             runtime_gather_output=runtime_gather_output,
@@ -90,10 +92,11 @@ class Decoder(GPTModel):
             gather_over=gather_over,
         )
 
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """labels [b, s], logits [s, b, vocab / tensor_parallel] to [b, s, 2]."""
-        nll, log_z = self.kernels.cross_entropy(logits, labels.transpose(0, 1).contiguous(), self.pg_collection.tp)
-        return torch.stack((nll, log_z), dim=-1).transpose(0, 1).contiguous()
+    def _postprocess(self, *, hidden_states: Tensor, labels: Targets | None, **arguments: Any) -> Tensor:
+        """What follows the blocks; megatron-core hands the targets on as labels."""
+        if self.post_process and labels is not None:
+            return self.output_layer(hidden_states, targets=labels)
+        return super()._postprocess(hidden_states=hidden_states, labels=None, **arguments)
 
 
 def build_decoder(
@@ -114,7 +117,7 @@ def build_decoder(
         seed: of the initial weights; None leaves matrices as they are allocated, for a checkpoint to fill.
         vp_stage: number of the chunk under the interleaved pipeline schedule; None without it.
     """
-    config = transformer_config(model, parallel, dtype)
+    config = transformer_config(model, parallel, dtype, kernels.resolved)
     tensor_rank, stage = groups.tp.rank(), groups.pp.rank()
     last_stage, last_chunk = parallel.pipeline_parallel - 1, parallel.virtual_pipeline_parallel - 1
     decoder = Decoder(

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megachameleon.model.head import Targets
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.training.batches import Batch
 
@@ -37,35 +37,29 @@ def forward_step(
     """One micro-batch forward, in the form that megatron-core's schedules call."""
     batch = next(batches)
     mask = batch["document_ids"] if isolate_documents else None
-    output = model(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
-    return output, partial(loss_and_sums, batch=batch, z_loss=z_loss)
+    targets = Targets(labels=batch["labels"], weights=batch["loss_mask"], is_image=batch["image_mask"], z_loss=z_loss)
+    return model(batch["tokens"], batch["position_ids"], mask, targets=targets), loss_and_sums
 
 
-def loss_and_sums(output: Tensor, batch: Batch, z_loss: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Summed loss, number of tokens, and sums to report.
+def loss_and_sums(sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Split what the head returns into loss, number of labels that count, and sums to report.
 
     Args:
-        output: [b, s, 2]: negative log-likelihood and log Z.
+        sums: of `head.loss_sums`.
 
     Returns:
-        The loss as a *sum*: the schedule divides gradients by the global number of tokens once, so neither
+        The loss as a *sum*: the schedule divides gradients by the global number of labels once, so neither
         micro-batches, nor padding, nor the layout move it.
     """
-    nll, log_z = output.float().unbind(-1)
-    mask, is_image = batch["loss_mask"], batch["image_mask"].float()
-    squared = log_z.square()
-    loss = ((nll + z_loss * squared) * mask).sum()
-    with torch.no_grad():
-        columns = (nll * (1 - is_image), nll * is_image, log_z, squared, 1 - is_image, is_image)
-        sums = torch.stack([(column * mask).double().sum() for column in columns])
-    return loss, mask.sum().int(), {"sums": sums}
+    report = sums.detach()[1:]
+    return sums[0], report[-2:].sum().int(), {"sums": report}
 
 
 def reduce_report(outputs: list[dict[str, Tensor]], context: ParallelContext) -> LossReport:
-    """Sum over micro-batches and data-parallel ranks, and tell every pipeline stage."""
+    """Sum over micro-batches and over ranks that read other tokens, and tell every pipeline stage."""
     if context.is_last_stage:
         sums = torch.stack([output["sums"] for output in outputs]).sum(0)
-        dist.all_reduce(sums, group=context.groups.dp)
+        dist.all_reduce(sums, group=context.groups.dp_cp)
     else:
         sums = torch.zeros(6, dtype=torch.float64, device=context.device)
     if context.config.pipeline_parallel > 1:

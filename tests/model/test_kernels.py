@@ -5,7 +5,6 @@ fp32: 1e-5, the two sum in another order. bf16: 2e-2, a few units in the last pl
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from cases import parallel_context
 
@@ -214,64 +213,14 @@ def test_flex_attention_masks_like_the_reference():
         assert_near(got.permute(2, 0, 1, 3), attend(reference, layout, query, key, value, scale=0.3), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_cross_entropy_and_log_z(dtype):
-    from megachameleon.model.kernels import native, reference
-
-    torch.manual_seed(0)
-    logits, labels = (torch.randn(6, 3, 32) * 4).to(dtype), torch.randint(0, 32, (6, 3))
-    results = []
-    for kernel in (native.cross_entropy, reference.cross_entropy):
-        leaf = logits.clone().requires_grad_()
-        nll, log_z = kernel(leaf, labels, dist.group.WORLD)
-        (nll.sum() + 0.1 * log_z.square().sum()).backward()
-        results.append((nll, log_z, leaf.grad))
-    leaf = logits.clone().requires_grad_()
-    nll = F.cross_entropy(leaf.float().flatten(0, 1), labels.flatten(), reduction="none").view(6, 3)
-    log_z = leaf.float().logsumexp(-1)
-    (nll.sum() + 0.1 * log_z.square().sum()).backward()
-    for result in results:
-        for got, expected in zip(result, (nll, log_z, leaf.grad), strict=True):
-            assert_near(got, expected, dtype)
-
-
-def split_cross_entropy():
-    """Run in two processes: loss and gradient of this rank's half of the vocabulary."""
-    from megachameleon.model.kernels import native, reference
-
-    with parallel_context(ParallelConfig(tensor_parallel=2)) as context:
-        torch.manual_seed(0)
-        logits, labels = torch.randn(6, 3, 32) * 4, torch.randint(0, 32, (6, 3))
-        results = []
-        for kernel in (native.cross_entropy, reference.cross_entropy):
-            leaf = logits.chunk(2, -1)[context.tensor_rank].clone().requires_grad_()
-            nll, log_z = kernel(leaf, labels, context.groups.tp)
-            (nll.sum() + 0.1 * log_z.square().sum()).backward()
-            results.append((nll.detach(), log_z.detach(), leaf.grad))
-        return results
-
-
-def test_cross_entropy_over_a_split_vocabulary(workers):
-    torch.manual_seed(0)
-    logits, labels = (torch.randn(6, 3, 32) * 4).requires_grad_(), torch.randint(0, 32, (6, 3))
-    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(6, 3)
-    log_z = logits.logsumexp(-1)
-    (nll.sum() + 0.1 * log_z.square().sum()).backward()
-    for rank, results in enumerate(workers.run(2, split_cross_entropy)):
-        for got_nll, got_log_z, grad in results:
-            assert_near(got_nll, nll, torch.float32)
-            assert_near(got_log_z, log_z, torch.float32)
-            assert_near(grad, logits.grad.chunk(2, -1)[rank], torch.float32)
-
-
 def test_forced_backends_are_honoured():
     from megachameleon.config import KernelsConfig
-    from megachameleon.model.kernels import native, reference
+    from megachameleon.model.kernels import chunked_head, reference
     from megachameleon.model.kernels.table import choose_kernels, describe_kernels
 
     asked = KernelsConfig(attention="reference")
     kernels = choose_kernels(asked)
     assert isinstance(kernels.attention, reference.Attention)
-    assert kernels.cross_entropy is native.cross_entropy
+    assert kernels.head_loss is chunked_head.head_loss
     rows = {name: backend for name, backend, _ in describe_kernels(asked, kernels, torch.device("cpu"))}
     assert rows["attention"] == "reference (forced)" and rows["loss"] == "torch (chosen)"

@@ -203,38 +203,3 @@ def _block_mask(layout: SequenceLayout) -> Any:
         layout.num_keys,
         device=layout.device,
     )
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """See `reference.cross_entropy`. Keeps one softmax, which serves both gradients."""
-    return _CrossEntropy.apply(logits, labels, group)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """d(nll)/dz = p - onehot(label) and d(log Z)/dz = p, so one stored softmax serves both."""
-
-    @staticmethod
-    def forward(ctx, logits, labels, group):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        wide = logits.float()
-        largest = wide.amax(-1)
-        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
-        width = wide.size(-1)
-        local = labels - group.rank() * width
-        elsewhere = (local < 0) | (local >= width)
-        local = local.masked_fill(elsewhere, 0)
-        predicted = wide.gather(-1, local.unsqueeze(-1)).squeeze(-1) - largest
-        exponentials = (wide - largest.unsqueeze(-1)).exp_()
-        sums = torch.stack((predicted.masked_fill_(elsewhere, 0.0), exponentials.sum(-1)))
-        torch.distributed.all_reduce(sums, group=group)
-        predicted, total = sums.unbind(0)
-        ctx.save_for_backward(exponentials.div_(total.unsqueeze(-1)), local, elsewhere)
-        ctx.dtype = logits.dtype
-        log_total = total.log()
-        return log_total - predicted, log_total + largest
-
-    @staticmethod
-    def backward(ctx, grad_nll, grad_log_z):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        softmax, local, elsewhere = ctx.saved_tensors
-        grad = softmax * (grad_nll + grad_log_z).unsqueeze(-1)
-        grad.scatter_add_(-1, local.unsqueeze(-1), -grad_nll.masked_fill(elsewhere, 0.0).unsqueeze(-1))
-        return grad.to(ctx.dtype), None, None

@@ -4,12 +4,15 @@ Shapes: S queries, T keys, B batch, N query heads, G key/value heads, D head dim
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 from torch import Tensor
 
+from megachameleon.model.head import Targets, loss_sums
 from megachameleon.model.sequence_layout import SequenceLayout
 
 
@@ -87,15 +90,15 @@ def visible(layout: SequenceLayout) -> Tensor:
     return (causal & (ids[:, queries, None] == ids[:, None, :]))[:, None]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood and log-partition over a vocabulary that is split over `group`.
 
     Args:
-        logits: [S, B, V / tensor_parallel].
-        labels: [S, B] ids of the whole vocabulary.
+        logits: [n, V / tensor_parallel].
+        labels: [n] ids of the whole vocabulary.
 
     Returns:
-        Two fp32 tensors [S, B].
+        Two fp32 tensors [n].
     """
     wide = logits.float()
     largest = wide.detach().amax(-1)
@@ -108,3 +111,28 @@ def cross_entropy(logits: Tensor, labels: Tensor, group: torch.distributed.Proce
     total = reduce_from_tensor_model_parallel_region(shifted.exp().sum(-1), group)
     predicted = reduce_from_tensor_model_parallel_region((shifted * target).sum(-1), group)
     return total.log() - predicted, total.log() + largest
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Targets, group: Any, sequence_parallel: bool) -> Tensor:
+    """Linear head, cross entropy and z-loss over a vocabulary that is split over `group`.
+
+    Args:
+        hidden: [s, b, h]; with `sequence_parallel`, this rank's part of the sequence, [s / tensor_parallel, b, h].
+        weight: [vocab / tensor_parallel, h], rows of this rank's ids.
+        targets: of the whole sequence.
+
+    Returns:
+        The fp64 sums of `loss_sums`, the same on every rank of `group`. Only element 0 has a gradient.
+    """
+    split = group.size() > 1
+    logits = linear_with_grad_accumulation_and_async_allreduce(
+        hidden,
+        weight,
+        bias=None,
+        gradient_accumulation_fusion=False,
+        allreduce_dgrad=split and not sequence_parallel,
+        sequence_parallel=split and sequence_parallel,
+        tp_group=group,
+    )
+    labels, _, _ = targets.by_token()
+    return loss_sums(*_cross_entropy(logits.flatten(0, 1), labels, group), targets)

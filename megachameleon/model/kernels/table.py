@@ -9,16 +9,17 @@ from torch import Tensor
 
 from megachameleon.config import KernelsConfig
 from megachameleon.config.training import Backend
-from megachameleon.model.kernels import native, reference
+from megachameleon.model.head import HeadLoss
+from megachameleon.model.kernels import chunked_head, native, reference
 from megachameleon.model.sequence_layout import SequenceLayout
 
 RMSNorm = Callable[[Tensor, Tensor, float], Tensor]
 HeadNorm = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
 Rotary = Callable[[Tensor, Tensor, Tensor], Tensor]
 SwiGLU = Callable[[Tensor], Tensor]
-CrossEntropy = Callable[[Tensor, Tensor, torch.distributed.ProcessGroup], tuple[Tensor, Tensor]]
 
 BACKENDS = {"reference": reference, "torch": native}
+HEADS = {"reference": reference, "torch": chunked_head}
 
 
 class Attention(Protocol):
@@ -40,7 +41,7 @@ class Kernels:
     rotary: Rotary
     attention: Attention
     swiglu: SwiGLU
-    cross_entropy: CrossEntropy
+    head_loss: HeadLoss
     resolved: KernelsConfig
     """The configuration with every `auto` replaced by its choice."""
 
@@ -66,7 +67,7 @@ def choose_kernels(config: KernelsConfig) -> Kernels:
         rotary=BACKENDS[resolved.rotary].rotary,
         attention=BACKENDS[resolved.attention].Attention(),
         swiglu=BACKENDS[resolved.swiglu].swiglu,
-        cross_entropy=BACKENDS[resolved.loss].cross_entropy,
+        head_loss=HEADS[resolved.loss].head_loss,
         resolved=resolved,
     )
 
@@ -82,7 +83,7 @@ def describe_kernels(asked: KernelsConfig, chosen: Kernels, device: torch.device
         "rotary": {"torch": "in place, tables once a micro-batch", "reference": "plain rotation"},
         "attention": {"torch": attention, "reference": "plain softmax(QK)V with a full mask"},
         "swiglu": {"torch": "keeps its input only", "reference": "silu(gate) * up"},
-        "loss": {"torch": "one-softmax cross entropy + log Z", "reference": "autograd cross entropy + log Z"},
+        "loss": {"torch": "head, cross entropy and z-loss by chunks", "reference": "head, then cross entropy + log Z"},
         "optimizer": {"torch": "fused AdamW", "reference": "AdamW, one parameter at a time"},
     }
     rows = []

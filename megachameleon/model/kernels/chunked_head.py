@@ -1,0 +1,199 @@
+"""Linear head, cross entropy and z-loss in one operation that never holds the logits of all tokens.
+
+The loss is L = sum_i w_i (lse_i - z_iy + c lse_i^2), where z = x W^T, lse_i = log sum_j exp z_ij and y is the label, so
+dL/dz_ij = w_i (1 + 2 c lse_i) exp(z_ij - lse_i) - w_i [j = y]. Every gradient is known once lse is, so forward computes
+them all and backward only hands them over: three matrix products, none of them twice.
+
+Tokens go in chunks, which bounds memory. Within a chunk the vocabulary goes in blocks that stay in the cache: first all
+blocks for lse, then all for the gradients. Ranks that share the vocabulary exchange two floats a token.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from torch import Tensor
+
+from megachameleon.model.head import Targets, loss_sums
+
+LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSizes:
+    """How much is computed at a time."""
+
+    tokens: int
+    vocabulary: int
+
+
+CPU_SIZES = BlockSizes(tokens=1024, vocabulary=2048)
+GPU_SIZES = BlockSizes(tokens=2048, vocabulary=1 << 30)
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Targets,
+    group: Any,
+    sequence_parallel: bool,
+    *,
+    sizes: BlockSizes | None = None,
+) -> Tensor:
+    """See `reference.head_loss`. Gradients are computed at once, unless autograd is off.
+
+    Where megatron-core's DistributedDataParallel has given the weight a `main_grad`, its gradient is added there, in
+    forward. The gradient of element 0 must then be 1 in backward, and of the others 0, or backward raises.
+    """
+    sizes = sizes or (GPU_SIZES if hidden.is_cuda else CPU_SIZES)
+    return _ChunkedHead.apply(hidden, weight, targets, group, sequence_parallel, sizes, torch.is_grad_enabled())
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Gradients in forward.
+
+    The schedule runs backward of every micro-batch whose forward it ran, and all of them before gradients are reduced:
+    DistributedDataParallel reduces from the hook that backward of the *last* micro-batch fires, and `zero_grad_buffer`
+    clears both `main_grad` and `grad_added_to_main_grad` before the next step's first forward. So it does not matter
+    that `main_grad` is written earlier than the hook expects. A forward with autograd on whose backward never comes
+    would leave its gradient behind; nothing here does that.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, group, sequence_parallel, sizes, with_gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        whole = gather_from_sequence_parallel_region(hidden, group=group) if sequence_parallel else hidden
+        gradients = _Gradients(whole, weight) if with_gradient else None
+        sums = _run(whole.flatten(0, 1), weight, targets, group, sizes, gradients)
+        if gradients:
+            ctx.save_for_backward(gradients.of_hidden(hidden, group, sequence_parallel), gradients.of_weight(weight))
+        return sums
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        first = torch.zeros_like(upstream)
+        first[0] = 1
+        torch._assert_async((upstream == first).all(), "head: the gradient of the loss must be 1, of other sums 0")
+        return *ctx.saved_tensors, None, None, None, None, None
+
+
+class _Gradients:
+    """Where the gradients of one micro-batch are gathered."""
+
+    def __init__(self, whole: Tensor, weight: Tensor) -> None:
+        self.hidden = torch.empty_like(whole).flatten(0, 1)
+        main_grad: Tensor | None = getattr(weight, "main_grad", None)
+        self.in_place = main_grad is not None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if main_grad is None else main_grad
+
+    def of_hidden(self, hidden: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
+        """Summed over ranks that share the vocabulary, in the shape of `hidden`."""
+        whole = self.hidden.view(-1, *hidden.shape[1:])
+        if sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(whole, group=group)
+        return reduce_from_tensor_model_parallel_region(whole, group)
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """What autograd is told."""
+        if not self.in_place:
+            return self.weight.to(weight.dtype)
+        weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+        # The hook needs some gradient to know that this one is ready, and drops it unread. The weight itself has the
+        # right shape and costs nothing.
+        return weight.detach()
+
+
+def _run(
+    tokens: Tensor, weight: Tensor, targets: Targets, group: Any, sizes: BlockSizes, gradients: _Gradients | None
+) -> Tensor:
+    """Sums over tokens [n, h]; fills `gradients`."""
+    labels, weights, _ = targets.by_token()
+    work = _Workspace(weight, min(sizes.tokens, len(tokens)), sizes.vocabulary, group)
+    nll, log_z = (torch.empty(len(tokens), dtype=torch.float32, device=tokens.device) for _ in range(2))
+    for start in range(0, len(tokens), sizes.tokens):
+        part = slice(start, start + sizes.tokens)
+        x, own_labels, own_weights = tokens[part], labels[part], weights[part]
+        nll[part], log_z[part] = work.forward(x, own_labels)
+        if gradients:
+            scale = own_weights * (1 + 2 * targets.z_loss * log_z[part])
+            gradients.hidden[part] = work.backward(x, own_labels, log_z[part], scale, own_weights, gradients.weight)
+    return loss_sums(nll, log_z, targets)
+
+
+class _Workspace:
+    """Buffers of one chunk of tokens, used again for the next."""
+
+    def __init__(self, weight: Tensor, num_tokens: int, block: int, group: Any) -> None:
+        self.weight, self.group = weight, group
+        self.block = min(block, len(weight))
+        self.first_id = group.rank() * len(weight)
+        self.logits = weight.new_empty(num_tokens * len(weight))
+        self.wide = weight.new_empty(num_tokens * self.block, dtype=torch.float32)
+
+    def blocks(self, num_tokens: int) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of the weight, and their logits [num_tokens, rows]: each block on its own in memory."""
+        for start in range(0, len(self.weight), self.block):
+            stop = min(start + self.block, len(self.weight))
+            yield slice(start, stop), self.logits[num_tokens * start : num_tokens * stop].view(num_tokens, -1)
+
+    def widened(self, logits: Tensor) -> Tensor:
+        """`logits` in fp32: a copy, or themselves."""
+        if logits.dtype == torch.float32:
+            return logits
+        return self.wide[: logits.numel()].view_as(logits).copy_(logits)
+
+    def find(self, labels: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Column of each label in a block, and whether it is there; the column is some valid one where it is not."""
+        local = labels - (self.first_id + rows.start)
+        width = rows.stop - rows.start
+        return local.clamp(0, width - 1).unsqueeze(-1), ((local >= 0) & (local < width)).unsqueeze(-1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """nll and log Z, fp32 [num_tokens]; leaves the logits in the workspace."""
+        largest, sums, target = [], [], torch.zeros(len(x), 1, device=x.device)
+        for rows, logits in self.blocks(len(x)):
+            torch.mm(x, self.weight[rows].t(), out=logits)
+            wide = self.widened(logits)
+            column, here = self.find(labels, rows)
+            target += wide.gather(1, column).masked_fill_(~here, 0)
+            largest.append(wide.amax(-1))
+            shifted = torch.sub(wide, largest[-1].unsqueeze(-1), out=self.wide[: wide.numel()].view_as(wide))
+            sums.append(shifted.mul_(LOG2_E).exp2_().sum(-1))
+        log_z = torch.logsumexp(torch.stack(largest) + torch.stack(sums).log_(), 0)
+        target = target.squeeze(-1)
+        if self.group.size() > 1:
+            everyone = log_z.new_empty(self.group.size(), 2 * len(x))
+            dist.all_gather_into_tensor(everyone.view(-1), torch.cat((log_z, target)), group=self.group)
+            log_z, target = torch.logsumexp(everyone[:, : len(x)], 0), everyone[:, len(x) :].sum(0)
+        return log_z - target, log_z
+
+    def backward(
+        self, x: Tensor, labels: Tensor, log_z: Tensor, scale: Tensor, weights: Tensor, grad_weight: Tensor
+    ) -> Tensor:
+        """Gradient of x from the logits in the workspace; adds that of the weight to `grad_weight`."""
+        grad_x = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for rows, logits in self.blocks(len(x)):
+            grad = self.widened(logits).sub_(log_z.unsqueeze(-1)).mul_(LOG2_E).exp2_().mul_(scale.unsqueeze(-1))
+            column, here = self.find(labels, rows)
+            grad.scatter_add_(1, column, weights.neg().unsqueeze(-1) * here)
+            grad = grad if logits is grad else logits.copy_(grad)
+            _add_product(grad_x, grad, self.weight[rows])
+            _add_product(grad_weight[rows], grad.t(), x)
+        return grad_x.to(x.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, summed in fp32 where the device can write that from bf16 factors, else rounded once."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda and total.dtype == torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(torch.mm(a, b))
