@@ -56,7 +56,8 @@ class Parking:
     def _live_storages(self) -> dict[int, torch.UntypedStorage]:
         """By address, those that Python knows of."""
         gc.collect()
-        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+        # Compilers leave tensors of other types behind, which have no memory.
+        tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter)]
         storages = [t.untyped_storage() for t in tensors if t.device.type == self.device.type and not t.is_sparse]
         return {storage.data_ptr(): storage for storage in storages if storage.nbytes() and storage.resizable()}
 

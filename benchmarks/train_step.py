@@ -96,7 +96,8 @@ def make_parser() -> argparse.ArgumentParser:
   python -m benchmarks.train_step --preset cpu --layers 2 --set kernels.attention=reference
 
 -autocast: fp32 weights, gradients and moments under torch.autocast, the numerics of ours. Without it, peers keep all of
-them in bf16, which is less work. megatron: fp32 masters and gradients like ours.""",
+them in bf16, which is less work. megatron: fp32 masters and gradients like ours. plain-compiled: torch.compile of each
+block and of the loss.""",
     )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="sizes (cpu)")
     for name in SIZES:
@@ -109,8 +110,8 @@ them in bf16, which is less work. megatron: fp32 masters and gradients like ours
         "--contestants",
         nargs="+",
         metavar="NAME",
-        help="ours, plain, plain-autocast, huggingface, huggingface-autocast, megatron (all that the precision "
-        "concerns); ratios are against the first",
+        help="ours, plain, plain-autocast, plain-compiled, huggingface, huggingface-autocast, megatron (all that the "
+        "precision concerns, but plain-compiled); ratios are against the first",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of torch on the CPU (its own choice)")

@@ -62,7 +62,7 @@ def build_contestant(name: str, settings: Settings) -> Contestant:
     Raises:
         ValueError: what it needs is not installed.
     """
-    contestant: Contestant = import_contestant(name).build(settings, autocast=name.endswith("-autocast"))
+    contestant: Contestant = import_contestant(name).build(settings, variant=name.partition("-")[2])
     return contestant
 
 

@@ -64,14 +64,14 @@ class HuggingFace(TorchTraining):
                 norm.bias.copy_(weights[f"{i}.{name}_bias"].expand_as(norm.bias))
 
 
-def build(settings: Settings, *, autocast: bool) -> HuggingFace:
+def build(settings: Settings, *, variant: str) -> HuggingFace:
     """The contestant."""
     transformers.logging.set_verbosity_error()
     module = ChameleonForConditionalGeneration(_config(settings.shape)).train()
     del module.model.vqmodel
     for name, parameter in module.named_parameters():
         parameter.is_norm = "norm" in name  # QK-norms are matrices here, and are not decayed either
-    return HuggingFace(module, settings, autocast=autocast)
+    return HuggingFace(module, settings, variant=variant)
 
 
 def _config(shape: Shape) -> ChameleonConfig:

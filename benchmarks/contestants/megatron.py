@@ -102,7 +102,7 @@ class Megatron:
         return output, loss
 
 
-def build(settings: Settings, *, autocast: bool) -> Megatron:
+def build(settings: Settings, *, variant: str) -> Megatron:
     """The contestant."""
     return Megatron(settings)
 

@@ -54,7 +54,7 @@ class Ours:
         return report.losses.loss
 
 
-def build(settings: Settings, *, autocast: bool) -> Ours:
+def build(settings: Settings, *, variant: str) -> Ours:
     """The contestant."""
     return Ours(settings)
 

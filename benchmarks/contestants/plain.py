@@ -120,6 +120,10 @@ class Plain(TorchTraining):
                 getattr(block, name).weight.copy_(weights[f"{i}.{name}"])
 
 
-def build(settings: Settings, *, autocast: bool) -> Plain:
+def build(settings: Settings, *, variant: str) -> Plain:
     """The contestant."""
-    return Plain(PlainDecoder(settings.shape), settings, autocast=autocast)
+    module = PlainDecoder(settings.shape)
+    if variant == "compiled":
+        for block in module.blocks:
+            block.compile()
+    return Plain(module, settings, variant=variant)

@@ -13,18 +13,20 @@ from benchmarks.contestants.base import BETAS, CLIP, EPSILON, LEARNING_RATE, WEI
 class TorchTraining:
     """A module, its optimizer and its batches; `logits` says how to call the module.
 
-    bf16 comes in two kinds. With `autocast`, weights, gradients and Adam's moments are fp32 as in megatron-core's mixed
-    precision; without it all of them are bf16, which is less work and trains worse.
+    bf16 comes in variants. With `autocast`, weights, gradients and Adam's moments are fp32 as in megatron-core's mixed
+    precision; without it all of them are bf16, which is less work and trains worse. `compiled` is the latter, with
+    blocks and loss compiled.
     """
 
     same_function = True
 
-    def __init__(self, module: nn.Module, settings: Settings, *, autocast: bool) -> None:
+    def __init__(self, module: nn.Module, settings: Settings, *, variant: str) -> None:
         self.device = settings.context.device
-        self.precision, self.autocast = settings.precision, autocast
+        self.precision, self.autocast, self.compiled = settings.precision, variant == "autocast", variant == "compiled"
+        self.cross_entropy = torch.compile(cross_entropy) if self.compiled else cross_entropy
         self.module = module.to(self.device)
         self.batches = peer_batches(settings.samples, self.device, isolate=settings.documents > 1)
-        if settings.precision == "bf16" and not autocast:
+        if settings.precision == "bf16" and not self.autocast:
             for parameter in module.parameters():  # buffers keep their precision
                 parameter.data = parameter.data.bfloat16()
         matrices = [p for p in module.parameters() if p.dim() > 1 and not getattr(p, "is_norm", False)]
@@ -41,9 +43,10 @@ class TorchTraining:
     @property
     def arithmetic(self) -> str:
         """How it computes, for the table."""
+        compiled = ", torch.compile" if self.compiled else ""
         if self.precision == "fp32":
-            return "fp32"
-        return "bf16 autocast, fp32 weights" if self.autocast else "bf16 weights, gradients, moments"
+            return f"fp32{compiled}"
+        return f"bf16 {'autocast, fp32 weights' if self.autocast else 'weights, gradients, moments'}{compiled}"
 
     def logits(self, batch: PeerBatch) -> Tensor:
         """[b, s, vocab]."""
@@ -54,7 +57,7 @@ class TorchTraining:
         with torch._C.DisableTorchFunction():
             batch = self.batches[number % len(self.batches)]
             with self._autocast():
-                nll, log_z = cross_entropy(self.logits(batch), batch.labels)
+                nll, log_z = self.cross_entropy(self.logits(batch), batch.labels)
                 count = batch.loss_mask.sum()
                 loss = ((nll + Z_LOSS * log_z.square()) * batch.loss_mask).sum() / count
             loss.backward()

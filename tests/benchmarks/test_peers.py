@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 SHAPE = Shape(layers=1, hidden=16, heads=2, kv_groups=1, ffn=32, vocab=64, sequence_length=8)
 
 
-def build(precision, *, autocast=False):
+def build(precision, variant=""):
     settings = Settings(
         shape=SHAPE,
         precision=precision,
@@ -26,7 +26,7 @@ def build(precision, *, autocast=False):
         peer_z_loss=False,
         overrides=(),
     )
-    contestant = plain.build(settings, autocast=autocast)
+    contestant = plain.build(settings, variant=variant)
     contestant.load(Weights(SHAPE, 0, CPU))
     return contestant
 
@@ -46,9 +46,9 @@ def parameters_of(optimizer):
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-@pytest.mark.parametrize(("autocast", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_what_bf16_means(autocast, dtype):
-    contestant = build("bf16", autocast=autocast)
+@pytest.mark.parametrize(("variant", "dtype"), [("autocast", torch.float32), ("", torch.bfloat16)])
+def test_what_bf16_means(variant, dtype):
+    contestant = build("bf16", variant)
     contestant.step(0)
     kept = [state[name].dtype for state in contestant.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert {p.dtype for p in contestant.module.parameters()} == set(kept) == {dtype}
