@@ -1,6 +1,7 @@
 """The configuration of a run: frozen dataclasses, presets, YAML and overrides."""
 
 from megachameleon.config.data import DataConfig, StageConfig
+from megachameleon.config.kernels import KernelsConfig
 from megachameleon.config.loading import load_config, preset_names, save_config, to_yaml
 from megachameleon.config.model import ModelConfig
 from megachameleon.config.parallel import ParallelConfig
@@ -8,7 +9,6 @@ from megachameleon.config.run import RunConfig
 from megachameleon.config.training import (
     CheckpointConfig,
     DrawingConfig,
-    KernelsConfig,
     LoggingConfig,
     OptimizerConfig,
     TrainingConfig,

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from megachameleon.config.data import DataConfig
+from megachameleon.config.kernels import KernelsConfig
 from megachameleon.config.model import ModelConfig
 from megachameleon.config.parallel import ParallelConfig
 from megachameleon.config.training import (
     CheckpointConfig,
-    KernelsConfig,
     LoggingConfig,
     OptimizerConfig,
     TrainingConfig,
@@ -42,6 +42,7 @@ class RunConfig:
         self.training.validate()
         self.checkpoint.validate()
         self.logging.drawing.validate()
+        self._validate_kernels()
         if self.data.sequence_length > self.model.context_length:
             raise ValueError(
                 f"data.sequence_length: {self.data.sequence_length} is longer than model.context_length="
@@ -51,6 +52,17 @@ class RunConfig:
             raise ValueError(
                 f"optimizer.warmup_steps: {self.optimizer.warmup_steps} leaves nothing of training.num_steps="
                 f"{self.training.num_steps}; take at most {max(self.training.num_steps - 1, 0)}"
+            )
+
+    def _validate_kernels(self) -> None:
+        self.kernels.validate(self.model, self.parallel)
+        fp8 = self.kernels.fp8
+        if fp8 != "none" and self.training.precision == "fp32":
+            raise ValueError(f"kernels.fp8: {fp8} goes with training.precision=bf16, not fp32")
+        if fp8.startswith("te_") and self.logging.drawing.prompts:
+            raise ValueError(
+                f"kernels.fp8: {fp8} multiplies 8 n rows only, and drawings take one at a time; "
+                "remove logging.drawing.prompts and draw from checkpoints, or take fp8 scaled_mm"
             )
 
     def validate_world(self, world_size: int) -> None:

@@ -116,22 +116,6 @@ class DrawingConfig:
                 raise ValueError(f"logging.drawing.{name}: {getattr(self, name)} must be between {low} and {high}")
 
 
-Backend = Literal["auto", "reference", "torch"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KernelsConfig:
-    """Backend of each operation; `auto` takes the fastest that this machine has."""
-
-    norm: Backend = "auto"
-    qk_norm: Backend = "auto"
-    rotary: Backend = "auto"
-    attention: Backend = "auto"
-    swiglu: Backend = "auto"
-    loss: Backend = "auto"
-    optimizer: Backend = "auto"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggingConfig:
     """Where metrics go besides the terminal and metrics.jsonl."""

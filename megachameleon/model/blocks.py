@@ -4,7 +4,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -88,7 +87,7 @@ def layer_spec(model: ModelConfig, transformer_config: Any, kernels: Kernels, te
             mlp=ModuleSpec(
                 SwiGLUMLP,
                 params={"kernel": kernels.swiglu},
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                submodules=MLPSubmodules(linear_fc1=kernels.linear.column, linear_fc2=kernels.linear.row),
             ),
             mlp_bda=add,
         ),
@@ -115,9 +114,9 @@ def _attention_spec(model: ModelConfig, kernels: Kernels, tensor_rank: int) -> M
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=kernels.linear.column,
             core_attention=ModuleSpec(DocumentAttention, params={"kernels": kernels}),
-            linear_proj=RowParallelLinear,
+            linear_proj=kernels.linear.row,
             q_layernorm=head_norm(model.num_attention_heads),
             k_layernorm=head_norm(model.num_query_groups),
         ),

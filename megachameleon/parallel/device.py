@@ -8,8 +8,8 @@ With CUDA, `install` only picks this process's GPU. Without it, megatron-core's 
   `optimizer_scope` only;
 - the tracker of random states, which would otherwise read CUDA generators.
 
-This is the only module that replaces attributes of other packages. One of them is replaced on either device: without
-Transformer Engine, megatron-core 0.16's recomputation of norm outputs asks for it by mistake.
+With `adam.py`, this is the only module that replaces attributes of other packages. One of them is replaced on either
+device: without Transformer Engine, megatron-core 0.16's recomputation of norm outputs asks for it by mistake.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from megachameleon.optional_packages import require_loadable_transformer_engine
 
 SUPPORTED_MEGATRON = "0.16."
 
@@ -55,8 +57,13 @@ def peak_memory(device: torch.device) -> int:
 
 
 def install(device: torch.device) -> None:
-    """Make megatron-core run on `device`. Call once, before anything else of megatron-core is used."""
+    """Make megatron-core run on `device`. Call once, before anything else of megatron-core is used.
+
+    Raises:
+        ValueError: megatron-core has another version than was tested, or would die with a broken Transformer Engine.
+    """
     quiet_libraries()
+    require_loadable_transformer_engine()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif not isinstance(_active_mode(), _CudaNamesOnCpu):

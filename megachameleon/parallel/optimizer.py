@@ -8,7 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megachameleon.config import KernelsConfig, OptimizerConfig, ParallelConfig
+from megachameleon.parallel.adam import use_adam
 from megachameleon.parallel.device import optimizer_scope
+from megachameleon.parallel.distributed_optimizer import mend
 
 
 def build_optimizer(
@@ -37,9 +39,11 @@ def build_optimizer(
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,
     )
+    use_adam(kernels.optimizer)
     with optimizer_scope():
         optimizer = get_megatron_optimizer(megatron_config, list(chunks))
     for part in _parts(optimizer):
+        mend(part)
         _prepare_torch_adamw(part, fused=kernels.optimizer == "torch")
     return optimizer
 
@@ -129,17 +133,13 @@ def set_learning_rate(schedule: Any, step: int) -> float:
 
 
 def _prepare_torch_adamw(part: Any, *, fused: bool) -> None:
-    """Choose torch's fused update and mend what megatron-core 0.16 expects of a TE or apex Adam."""
+    """Choose torch's fused update and make the state that checkpoints expect."""
     adam = part.optimizer
     if adam is None or not isinstance(adam, torch.optim.AdamW):
         return
     for group in adam.param_groups:
         group["fused"], group["foreach"] = fused, False
     _create_state(part)
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    if type(part) is DistributedOptimizer:
-        part.__class__ = _torch_adamw_distributed_optimizer(DistributedOptimizer)
 
 
 def _create_state(part: Any) -> None:
@@ -153,21 +153,3 @@ def _create_state(part: Any) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-
-
-def _torch_adamw_distributed_optimizer(base: Any) -> type:
-    class TorchAdamWDistributedOptimizer(base):
-        """DistributedOptimizer that restores torch.optim.AdamW's per-parameter step count."""
-
-        def _set_main_param_and_optimizer_states(self, model_param: Any, tensors: dict[str, Any]) -> None:
-            group, order = self.model_param_group_index_map[model_param]
-            state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-            super()._set_main_param_and_optimizer_states(model_param, {**tensors, "step": state["step"]})
-
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            super().load_state_dict(state_dict)
-            # The base class hands every parameter the same tensor, which each of them would then increment.
-            for state in self.optimizer.state.values():
-                state["step"] = state["step"].clone()
-
-    return TorchAdamWDistributedOptimizer

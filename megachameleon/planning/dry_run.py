@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megachameleon.config import RunConfig
+from megachameleon.config import KernelsConfig, RunConfig
 from megachameleon.files import require_usable_folder
 from megachameleon.parallel.context import model_axes
 from megachameleon.parallel.device import install, pick_device
@@ -68,7 +68,8 @@ def _count_stage(config: RunConfig, world_size: int, stage: int, rank: int) -> S
         from megachameleon.model.kernels.table import choose_kernels
 
         dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
-        kernels = choose_kernels(config.kernels)
+        choose_kernels(config.kernels)  # refuses what cannot run here
+        kernels = choose_kernels(KernelsConfig())  # counts are the same with all
         with torch.device("meta"):
             chunks = build_chunks(config.model, config.parallel, kernels, groups, dtype=dtype, seed=None)
         return StageCount(

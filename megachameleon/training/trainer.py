@@ -21,7 +21,7 @@ from megachameleon.checkpoint.saving import save_checkpoint
 from megachameleon.config import RunConfig, save_config
 from megachameleon.files import require_free_space
 from megachameleon.model.decoder import build_chunks
-from megachameleon.model.kernels.table import choose_kernels
+from megachameleon.model.kernels.table import choose_kernels, start_kernels
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import multiplies_bfloat16, peak_memory
 from megachameleon.parallel.optimizer import apply_settings, build_optimizer, build_schedule
@@ -139,6 +139,14 @@ class Trainer:
         config = self.config
         decoders = build_chunks(
             config.model, config.parallel, self.kernels, self.context.groups, dtype=dtype, seed=config.training.seed
+        )
+        start_kernels(
+            self.kernels,
+            num_tokens=config.data.sequence_length
+            * config.training.micro_batch_size
+            // config.parallel.context_parallel,
+            hidden_size=config.model.hidden_size,
+            tensor_parallel=config.parallel.tensor_parallel,
         )
         model = wrap_replicas([decoder.to(self.context.device) for decoder in decoders], config.parallel)
         optimizer = build_optimizer(model, config.optimizer, config.parallel, self.kernels.resolved)

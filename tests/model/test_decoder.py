@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from megachameleon.config import KernelsConfig, ParallelConfig, load_config
+from megachameleon.config.kernels import OPERATIONS
 from megachameleon.parallel.context import parallel_context
 
 
@@ -16,7 +17,7 @@ def build(context, *overrides, kernels="auto", seed=1):
     from megachameleon.model.kernels.table import choose_kernels
 
     config = load_config("debug", list(overrides))
-    chosen = choose_kernels(KernelsConfig(**dict.fromkeys(KernelsConfig.__dataclass_fields__, kernels)))
+    chosen = choose_kernels(KernelsConfig(**dict.fromkeys(OPERATIONS, kernels)))
     return build_decoder(
         config.model, config.parallel, chosen, context.groups, dtype=torch.float32, seed=seed
     ), config.model

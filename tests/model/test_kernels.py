@@ -222,5 +222,5 @@ def test_forced_backends_are_honoured():
     kernels = choose_kernels(asked)
     assert isinstance(kernels.attention, reference.Attention)
     assert kernels.head_loss is chunked_head.head_loss
-    rows = {name: backend for name, backend, _ in describe_kernels(asked, kernels, torch.device("cpu"))}
+    rows = {name: backend for name, backend, _ in describe_kernels(asked, kernels)}
     assert rows["attention"] == "reference (forced)" and rows["loss"] == "torch (chosen)"

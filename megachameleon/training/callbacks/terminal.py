@@ -37,7 +37,7 @@ class Terminal(Callback):
             f"steps {trainer.step} to {config.training.num_steps}"
         )
         table = Table("operation", "backend", "what", title="kernels", title_justify="left")
-        for row in describe_kernels(config.kernels, trainer.kernels, context.device):
+        for row in describe_kernels(config.kernels, trainer.kernels):
             table.add_row(*row)
         self._console.print(table)
         self._bar = self._stack.enter_context(progress_bar("training", config.training.num_steps, done=trainer.step))

@@ -1,0 +1,72 @@
+"""Which implementation computes each operation of the decoder."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from megachameleon.config.model import ModelConfig
+from megachameleon.config.parallel import ParallelConfig
+
+Float8 = Literal["none", "te_delayed", "te_tensorwise", "scaled_mm"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelsConfig:
+    """Backend of each operation; `auto` takes what is known to be fast here, see docs/guides/gpu.md."""
+
+    norm: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"
+    """RMSNorm of blocks."""
+    qk_norm: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"
+    rotary: Literal["auto", "reference", "torch"] = "auto"
+    attention: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"
+    swiglu: Literal["auto", "reference", "torch", "liger"] = "auto"
+    linear: Literal["auto", "reference", "torch", "apex", "transformer_engine"] = "auto"
+    """Matrices of blocks. All but `reference` add the weight's gradient straight to the fp32 sum."""
+    loss: Literal["auto", "reference", "torch"] = "auto"
+    optimizer: Literal["auto", "reference", "torch", "apex", "transformer_engine"] = "auto"
+    fp8: Float8 = "none"
+    """Precision of the blocks' matrix products. `te_*` are recipes of Transformer Engine: scales from earlier steps,
+    or from each tensor. `scaled_mm` is torch's own, with a scale for each row; weight gradients stay in bf16."""
+    userbuffers: bool = False
+    """Overlap tensor-parallel communication with Transformer Engine's matrix products."""
+
+    def validate(self, model: ModelConfig, parallel: ParallelConfig) -> None:
+        """Raise ValueError for the first choice that contradicts another. What the machine lacks is found later."""
+        te_linear = self.linear == "transformer_engine"
+        if self.fp8.startswith("te_") and not te_linear:
+            raise ValueError(f"kernels.fp8: {self.fp8} needs kernels.linear=transformer_engine, not {self.linear}")
+        if self.fp8 == "scaled_mm":
+            if self.linear not in ("auto", "torch", "apex"):
+                raise ValueError(f"kernels.fp8: scaled_mm needs kernels.linear=torch or apex, not {self.linear}")
+            self._require_sides_of_sixteen(model, parallel)
+        if self.userbuffers and not (te_linear and parallel.sequence_parallel and parallel.tensor_parallel > 1):
+            raise ValueError(
+                "kernels.userbuffers: needs kernels.linear=transformer_engine, parallel.tensor_parallel > 1 and "
+                "parallel.sequence_parallel=true; set them, or kernels.userbuffers=false"
+            )
+        if self.attention == "transformer_engine" and parallel.context_parallel > 1:
+            raise ValueError(
+                f"kernels.attention: transformer_engine does not take parallel.context_parallel="
+                f"{parallel.context_parallel} here; use kernels.attention=torch"
+            )
+
+    def _require_sides_of_sixteen(self, model: ModelConfig, parallel: ParallelConfig) -> None:
+        tensor_parallel = parallel.tensor_parallel
+        sides = {
+            "model.hidden_size": model.hidden_size,
+            "model.num_attention_heads * head_dim / tensor_parallel": model.num_attention_heads
+            * model.head_dim
+            // tensor_parallel,
+            "query, key and value heads * head_dim / tensor_parallel": (
+                model.num_attention_heads + 2 * model.num_query_groups
+            )
+            * model.head_dim
+            // tensor_parallel,
+            "model.ffn_hidden_size / tensor_parallel": model.ffn_hidden_size // tensor_parallel,
+        }
+        for name, size in sides.items():
+            if size % 16:
+                raise ValueError(f"kernels.fp8: scaled_mm multiplies sides of 16 n only; {name} is {size}")
+
+
+OPERATIONS = tuple(field.name for field in fields(KernelsConfig) if field.name not in ("fp8", "userbuffers"))
+"""Names of the fields that choose a backend."""
