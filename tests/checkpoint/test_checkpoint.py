@@ -15,6 +15,14 @@ from megachameleon.checkpoint.plain import from_plain, to_plain
 from megachameleon.checkpoint.tensors import index_from_json
 from megachameleon.files import read_json, write_json
 
+INTERLEAVED = ["parallel.pipeline_parallel=2", "parallel.virtual_pipeline_parallel=2", "model.num_layers=4"]
+OVERLAP = [
+    "parallel.distributed_optimizer=true",
+    "parallel.overlap_grad_reduce=true",
+    "parallel.overlap_param_gather=true",
+    "parallel.bucket_size=3000",
+]
+SP = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
 TRAIN = ["training.num_steps=6", "checkpoint.every=3", "checkpoint.keep_last=3", "model.dropout=0.1"]
 
 
@@ -34,8 +42,18 @@ def forget_last(config, output):
         (2, ["parallel.tensor_parallel=2", "training.precision=bf16"]),
         (2, ["parallel.pipeline_parallel=2"]),
         (2, ["parallel.distributed_optimizer=true", "training.precision=bf16"]),
+        (2, [*OVERLAP, *INTERLEAVED, "parallel.recompute=full"]),
+        (2, [*OVERLAP, "parallel.context_parallel=2", "training.precision=bf16"]),
     ],
-    ids=["fp32", "bf16", "tensor 2, bf16", "pipeline 2", "distributed optimizer, bf16"],
+    ids=[
+        "fp32",
+        "bf16",
+        "tensor 2, bf16",
+        "pipeline 2",
+        "distributed optimizer, bf16",
+        "interleaved pipeline, recomputed",
+        "context 2, overlap, bf16",
+    ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(workers, config, world_size, overrides):
     settings = config(*TRAIN, *overrides)
@@ -64,8 +82,35 @@ def losses(path):
             (2, ["parallel.distributed_optimizer=true"]),
             (2, ["parallel.distributed_optimizer=true", "parallel.pipeline_parallel=2"]),
         ),
+        ((2, INTERLEAVED), (2, ["parallel.tensor_parallel=2", "model.num_layers=4"])),
+        ((2, ["parallel.context_parallel=2"]), (1, [])),
+        ((2, [*OVERLAP, *INTERLEAVED]), (2, [*OVERLAP, "parallel.context_parallel=2", "model.num_layers=4"])),
+        pytest.param(
+            (8, [*OVERLAP, *INTERLEAVED, *SP]),
+            (8, [*OVERLAP, "parallel.context_parallel=4", "model.num_layers=4"]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (8, [*SP, "parallel.context_parallel=2", "parallel.pipeline_parallel=2"]),
+            (4, ["parallel.pipeline_parallel=2"]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (1, ["model.num_layers=4"]), (8, [*INTERLEAVED, *SP, "parallel.context_parallel=2"]), marks=pytest.mark.slow
+        ),
     ],
-    ids=["tensor 2 to 1", "pipeline 2 to tensor 2", "1 to tensor 2 x pipeline 2", "distributed: data 2 to pipeline 2"],
+    ids=[
+        "tensor 2 to 1",
+        "pipeline 2 to tensor 2",
+        "1 to tensor 2 x pipeline 2",
+        "distributed: data 2 to pipeline 2",
+        "interleaved pipeline to tensor 2",
+        "context 2 to 1",
+        "distributed: interleaved pipeline to context 2",
+        "distributed: tensor x interleaved x data to context 4 x data 2",
+        "tensor x pipeline x context to pipeline x data",
+        "1 to tensor x interleaved pipeline x context",
+    ],
 )
 def test_another_layout_goes_on_with_the_same_state(workers, config, before, after):
     """Three more steps after the load: a wrong step count of Adam shows from the second on. Bound as for layouts."""
