@@ -1,6 +1,6 @@
 """The loss that is learned and the sums that are reported, exact under every layout."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,15 @@ class LossReport:
 def forward_step(
     batches: Iterator[Batch], model: Any, *, z_loss: float, isolate_documents: bool
 ) -> tuple[Tensor, LossFunction]:
-    """One micro-batch forward, in the form that megatron-core's schedules call."""
+    """One micro-batch forward, in the form that megatron-core's schedules call.
+
+    Args:
+        isolate_documents: attention and positions within documents; else a sample is one continuous stream.
+    """
     batch = next(batches)
-    mask = batch["document_ids"] if isolate_documents else None
+    places = (batch["position_ids"], batch["document_ids"]) if isolate_documents else (None, None)
     targets = Targets(labels=batch["labels"], weights=batch["loss_mask"], is_image=batch["image_mask"], z_loss=z_loss)
-    return model(batch["tokens"], batch["position_ids"], mask, targets=targets), loss_and_sums
+    return model(batch["tokens"], *places, targets=targets), loss_and_sums
 
 
 def loss_and_sums(sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -55,8 +59,8 @@ def loss_and_sums(sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return sums[0], report[-2:].sum().int(), {"sums": report}
 
 
-def reduce_report(outputs: list[dict[str, Tensor]], context: ParallelContext) -> LossReport:
-    """Sum over micro-batches and over ranks that read other tokens, and tell every pipeline stage."""
+def reduce_sums(outputs: list[dict[str, Tensor]], context: ParallelContext) -> Tensor:
+    """Sum over micro-batches and over ranks that read other tokens, and tell every pipeline stage: float64 [6]."""
     if context.is_last_stage:
         sums = torch.stack([output["sums"] for output in outputs]).sum(0)
         dist.all_reduce(sums, group=context.groups.dp_cp)
@@ -64,12 +68,12 @@ def reduce_report(outputs: list[dict[str, Tensor]], context: ParallelContext) ->
         sums = torch.zeros(6, dtype=torch.float64, device=context.device)
     if context.config.pipeline_parallel > 1:
         dist.broadcast(sums, src=context.last_stage_rank, group=context.groups.pp)
-    return report_from_sums(sums)
+    return sums
 
 
-def report_from_sums(sums: Tensor) -> LossReport:
+def report_from_sums(sums: Sequence[float]) -> LossReport:
     """Means from [nll text, nll image, log Z, log Z squared, text tokens, image tokens]."""
-    nll_text, nll_image, log_z, squared, text, image = sums.tolist()
+    nll_text, nll_image, log_z, squared, text, image = sums
     total = text + image
 
     def mean(value: float, count: float) -> float:

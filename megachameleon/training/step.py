@@ -16,7 +16,7 @@ from megachameleon.parallel.optimizer import optimizer_step, set_learning_rate
 from megachameleon.parallel.replicas import Chunks
 from megachameleon.parallel.seeding import seed_step
 from megachameleon.training.batches import Batch, Samples, training_batches, validation_batches
-from megachameleon.training.losses import LossReport, forward_step, reduce_report
+from megachameleon.training.losses import LossReport, forward_step, reduce_sums, report_from_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ def train_step(
         step: optimizer steps done before this one.
 
     Raises:
-        FloatingPointError: the loss or the gradient norm is not finite; nothing of it is saved.
+        FloatingPointError: the loss or the gradient norm is not finite. The update is done then, but nothing of it is
+            saved: both are read together after it, so that the host waits for the device once a step.
     """
     seed_step(config.training.seed, step, context)
     for chunk in state.model:
@@ -56,11 +57,13 @@ def train_step(
     num_micro_batches = config.training.num_micro_batches(context.data_parallel)
     size = config.training.micro_batch_size
     batches = training_batches(samples, consumed, num_micro_batches, size, context)
-    losses = _run_schedule(state.model, batches, num_micro_batches, config, context, forward_only=False)
+    sums = _run_schedule(state.model, batches, num_micro_batches, config, context, forward_only=False)
+    lr = set_learning_rate(state.schedule, step + 1)
+    norm = optimizer_step(state.optimizer, config.optimizer.clip_grad)
+    *read_sums, grad_norm = torch.cat((sums, norm.double()[None])).tolist()
+    losses = report_from_sums(read_sums)
     if not math.isfinite(losses.loss):
         raise FloatingPointError(f"step {step + 1}: loss is {losses.loss}; the last checkpoint is untouched")
-    lr = set_learning_rate(state.schedule, step + 1)
-    grad_norm = float(optimizer_step(state.optimizer, config.optimizer.clip_grad))
     if not math.isfinite(grad_norm):
         raise FloatingPointError(f"step {step + 1}: gradient norm is {grad_norm}; the last checkpoint is untouched")
     return StepReport(losses=losses, grad_norm=grad_norm, lr=lr)
@@ -78,10 +81,10 @@ def validate(model: Chunks, samples: FirstSamples, config: RunConfig, context: P
         stages = context.config.pipeline_parallel
         num_micro_batches = -(-num_micro_batches // stages) * stages
     batches = validation_batches(samples, 0, num_micro_batches, size, context)
-    report = _run_schedule(model, batches, num_micro_batches, config, context, forward_only=True)
+    sums = _run_schedule(model, batches, num_micro_batches, config, context, forward_only=True)
     for chunk in model:
         chunk.train()
-    return report
+    return report_from_sums(sums.tolist())
 
 
 def _run_schedule(
@@ -92,8 +95,8 @@ def _run_schedule(
     context: ParallelContext,
     *,
     forward_only: bool,
-) -> LossReport:
-    """Let megatron-core's schedule drive micro-batches through this process's pipeline stage."""
+) -> torch.Tensor:
+    """Let megatron-core's schedule drive micro-batches through this process's pipeline stage; sums for the report."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     outputs = get_forward_backward_func()(
@@ -107,4 +110,4 @@ def _run_schedule(
         micro_batch_size=config.training.micro_batch_size,
         forward_only=forward_only,
     )
-    return reduce_report(outputs, context)
+    return reduce_sums(outputs, context)

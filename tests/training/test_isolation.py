@@ -1,5 +1,7 @@
 """Documents packed into one sample learn what each would alone in its own sample."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cases import build_trainer, spread_norms
@@ -13,8 +15,9 @@ LENGTHS = (5, 21, 2, 30)
 """Document borders at 5, 26 and 28 of 64 positions: inside the pieces of ranks, not between them."""
 
 
-def two_steps(config, apart):
-    """Reports of two steps and the final parameters, on one packed sample or on its documents one by one."""
+def two_steps(config, form):
+    """Reports of two steps and the final parameters, on one packed sample (`packed`), on its documents one by one
+    (`apart`), or on the packed sample with its documents declared to be one (`stream`)."""
     from megachameleon.training.step import train_step
 
     with parallel_context(config.parallel) as context:
@@ -22,8 +25,11 @@ def two_steps(config, apart):
         spread_norms(trainer)
         vocabulary, random = trainer.data.vocabulary, np.random.default_rng(3)
         documents = [random.integers(vocabulary.text_start, vocabulary.size, length) for length in LENGTHS]
-        pieces = [[document] for document in documents] if apart else [documents]
+        pieces = [[document] for document in documents] if form == "apart" else [documents]
         samples = [Sample.from_pieces(each, config.data.sequence_length, vocabulary) for each in pieces]
+        if form == "stream":
+            places = np.arange(config.data.sequence_length)
+            samples = [replace(samples[0], document_ids=np.zeros_like(samples[0].document_ids), position_ids=places)]
         reports = [train_step(trainer.state, samples, config, context, step=step, consumed=0) for step in range(2)]
         return [(report.losses.loss, report.grad_norm) for report in reports], gather(
             trainer.state.model, context, gradients=False
@@ -37,15 +43,15 @@ def alone(workers, module_config):
     def get(order):
         if order not in cache:
             config = module_config(*BASE, *ORDERS[order], "training.global_batch_size=4", "training.micro_batch_size=1")
-            cache[order] = workers.run(1, two_steps, config, True)[0]
+            cache[order] = workers.run(1, two_steps, config, "apart")[0]
         return cache[order]
 
     return get
 
 
-def packed(workers, module_config, world_size, *overrides):
+def packed(workers, module_config, world_size, *overrides, form="packed"):
     batch = ["training.global_batch_size=1", "training.micro_batch_size=1"]
-    return workers.run(world_size, two_steps, module_config(*BASE, *batch, *overrides), False)[-1]
+    return workers.run(world_size, two_steps, module_config(*BASE, *batch, *overrides), form)[-1]
 
 
 LAYOUTS = [
@@ -79,6 +85,13 @@ def test_packed_documents_learn_what_each_would_alone(workers, module_config, al
     assert max(relative_errors(parameters, expected).values()) < 1e-5
 
 
-def test_without_isolation_they_do_not(workers, module_config, alone):
-    reports, _ = packed(workers, module_config, 1, *ORDERS["pre"], "data.isolate_documents=false")
+@pytest.mark.parametrize("parallel", ["", "context_parallel=2"], ids=["one process", "CP2"])
+def test_without_isolation_they_are_one_stream(workers, module_config, alone, parallel):
+    overrides = [*ORDERS["pre"], *(f"parallel.{setting}" for setting in parallel.split())]
+    world_size = 2 if parallel else 1
+    reports, parameters = packed(workers, module_config, world_size, *overrides, "data.isolate_documents=false")
     assert reports[0][1] != pytest.approx(alone("pre")[0][0][1], rel=1e-3)
+    expected_reports, expected = packed(workers, module_config, 1, *ORDERS["pre"], form="stream")
+    for got, wanted in zip(reports, expected_reports, strict=True):
+        assert got == pytest.approx(wanted, rel=1e-5)
+    assert max(relative_errors(parameters, expected).values()) < 1e-5
