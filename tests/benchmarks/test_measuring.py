@@ -1,12 +1,14 @@
 """Interleaving, statistics, parking and arithmetic of the comparison of training steps."""
 
 import copy
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
 
 from benchmarks.batches import RandomSamples
-from benchmarks.measuring import Plan, Spread, Timing, by_round, interleave, ratios
+from benchmarks.measuring import Plan, Spread, Timing, by_round, interleave, order_of, ratios
 from benchmarks.parking import Parking
 from benchmarks.same_weights import Weights, require_same_loss
 from benchmarks.shapes import PRESETS, Shape, peak_flops
@@ -36,12 +38,23 @@ def timing(name, number, seconds):
     )
 
 
-def test_rounds_rotate_and_warm_up_does_not_count():
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_each_follows_each_other_equally_often(count):
+    names = list("abcdef"[:count])
+    rounds = [order_of(names, number) for number in range(count * (1 + count % 2))]
+    for place in range(count):
+        assert set(Counter(order[place] for order in rounds).values()) == {len(rounds) // count}
+    pairs = Counter(pair for order in rounds for pair in pairwise(order))
+    assert len(pairs) == count * (count - 1)
+    assert len(set(pairs.values())) == 1
+
+
+def test_warm_up_and_settling_do_not_count():
     calls = []
     contestants = {name: Recorder(name, calls) for name in "abc"}
     plan = Plan(rounds=2, warmup=1, steps_per_turn=2, settle=1)
     timings = interleave(contestants, plan, CPU, Parking(CPU, enabled=False))
-    assert "".join(name for name, _ in calls[::3]) == "cab" + "abc" + "bca"
+    assert [name for name, _ in calls[::3]] == [n for number in (-1, 0, 1) for n in order_of(list("abc"), number)]
     assert [number for name, number in calls if name == "a"] == list(range(1, 10))  # every step another batch
     counted = [(t.round, t.loss) for t in timings if t.contestant == "a"]
     assert counted == [(0, 5.0), (0, 6.0), (1, 8.0), (1, 9.0)]  # the first of each turn only settles
