@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format lint types clean clean-demo
+.PHONY: help demo test test-slow test-gpu check format lint types clean clean-demo
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test: $(DEVELOPMENT)  ## the tests (a few minutes)
 
 test-slow: $(DEVELOPMENT)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+test-gpu: $(DEVELOPMENT)  ## the tests that need a GPU; they say what they lack
+	MEGACHAMELEON_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu -rs $(PYTEST_FLAGS)
 
 check: lint types test  ## what CI runs: format, lint, types, tests
 

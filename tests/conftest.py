@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: layouts are compared on the CPU, wherever this runs
+if "MEGACHAMELEON_TEST_GPU" not in os.environ:  # `make test-gpu` sets it, for tests/gpu alone
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: layouts are compared on the CPU everywhere
 
 import sys
 from pathlib import Path

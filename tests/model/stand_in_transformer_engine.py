@@ -187,6 +187,18 @@ def compare(context, config, documents):
     return {"error": max(errors), "same_keys": keys[0] == keys[1]}
 
 
+def train(context, config):
+    """One backward pass with a `main_grad` to add to."""
+    from megachameleon.parallel.replicas import wrap_replicas
+
+    model, _ = build(context, config, linear="transformer_engine")
+    (replica,) = wrap_replicas([model], config.parallel)
+    replica.zero_grad_buffer()
+    CALLS.clear()
+    replica(torch.randint(0, 128, (2, 32)), None, None)
+    return {"calls": sorted({str(call) for call in CALLS})}
+
+
 def main():
     sys.meta_path.insert(0, Finder())
     from megachameleon.config import ParallelConfig, load_config
@@ -204,6 +216,7 @@ def main():
             CALLS.clear()
             found[name] = compare(context, load_config("debug", overrides), ids)
             found[name]["calls"] = sorted({str(call) for call in CALLS})
+        found["training"] = train(context, load_config("debug", []))
     print(json.dumps(found))
 
 
