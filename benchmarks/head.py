@@ -51,7 +51,9 @@ def main(arguments: argparse.Namespace) -> None:
     with parallel_context(ParallelConfig()) as context:
         machine = describe_machine(context.device)
         on_gpu = context.device.type == "cuda"
-        memory = {} if on_gpu or len(arguments.contestants) == 1 else measure_memory(arguments.contestants)
+        if arguments.memory and on_gpu:
+            raise ValueError("--memory: is for the CPU; on a GPU memory is measured in every run")
+        memory = measure_memory(arguments.contestants) if arguments.memory else {}
         measured = measure(arguments, context)
     rows = summarise(arguments.contestants, measured, memory, on_gpu=on_gpu)
     print_rows(rows)
@@ -93,12 +95,13 @@ def measure_memory(names: Sequence[str]) -> dict[str, int | None]:
     from benchmarks.machine import PROJECT
 
     found: dict[str, int | None] = {}
+    kept = [argument for argument in sys.argv[1:] if argument != "--memory"]
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "one.json"
             own = ["--contestants", name, "--rounds", "1", "--warmup", "0", "--output", str(output)]
             subprocess.run(
-                [sys.executable, "-m", "benchmarks.head", *sys.argv[1:], *own],
+                [sys.executable, "-m", "benchmarks.head", *kept, *own],
                 cwd=PROJECT,
                 check=True,
                 stdout=subprocess.DEVNULL,
@@ -176,7 +179,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = tool_parser(
         "Compare the head and its loss with megatron-core's.",
         """\
-  OMP_NUM_THREADS=1 python -m benchmarks.head --threads 1 --output head.json
+  OMP_NUM_THREADS=1 python -m benchmarks.head --threads 1 --memory --output head.json
   python -m benchmarks.head --tokens 8192 --hidden 4096 --rounds 30 --output h100.json
 
 megatron: ColumnParallelLinear and vocab_parallel_cross_entropy. megatron-z: the same with a z-loss from a logsumexp of
@@ -190,6 +193,7 @@ its own. On the CPU times are those of the process; memory is what the first ste
     parser.add_argument("--warmup", type=int, default=1, metavar="N", help="rounds before them (1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of torch on the CPU (its own choice)")
+    parser.add_argument("--memory", action="store_true", help="CPU: extra memory of each in a process of its own")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write every sample")
     return parser
 

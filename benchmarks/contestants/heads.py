@@ -27,7 +27,6 @@ class Head:
     def loss(self) -> Tensor:
         """Summed over tokens."""
         logits, _ = self.layer(self.hidden)
-        # In fp32 megatron-core's cross entropy destroys the logits, so the z-loss reads them first.
         z_loss = self.z_loss(logits)
         labels = self.targets.labels.transpose(0, 1).contiguous()
         return vocab_parallel_cross_entropy(logits, labels).sum() + z_loss
@@ -57,8 +56,8 @@ class HeadWithZLoss(Head):
     """The same with a z-loss computed beside it."""
 
     def z_loss(self, logits: Tensor) -> Tensor:
-        """From a logsumexp of its own."""
-        return self.targets.z_loss * logits.float().logsumexp(-1).square().sum()
+        """From a logsumexp of its own, on a copy: megatron-core's cross entropy writes over fp32 logits."""
+        return self.targets.z_loss * logits.to(torch.float32, copy=True).logsumexp(-1).square().sum()
 
 
 class OurHead(Head):
