@@ -4,11 +4,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from benchmarks.contestants.base import Contestant
 from benchmarks.parking import Parking
+
+
+class Stepper(Protocol):
+    """What can be measured."""
+
+    def step(self, number: int) -> float:
+        """Do all of it once on input `number`; returns a number that waits for the result, such as the loss."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +65,7 @@ class Plan:
 
 
 def interleave(
-    contestants: Mapping[str, Contestant],
+    contestants: Mapping[str, Stepper],
     plan: Plan,
     device: torch.device,
     parking: Parking,
@@ -107,7 +115,7 @@ def ratios(timings: Sequence[Timing], name: str, reference: str, value: Callable
 
 
 def _timed_step(
-    name: str, contestant: Contestant, round_number: int, step: int, device: torch.device, parking: Parking
+    name: str, contestant: Stepper, round_number: int, step: int, device: torch.device, parking: Parking
 ) -> Timing:
     on_gpu = device.type == "cuda"
     before = 0
