@@ -63,29 +63,44 @@ def apply_settings(optimizer: Any, config: OptimizerConfig) -> None:
 
 
 @torch.no_grad()
-def optimizer_step(optimizer: Any, clip_grad: float) -> Tensor:
-    """Clip and update, without waiting for the device.
+def optimizer_step(optimizer: Any, clip_grad: float, num_tokens: Tensor) -> Tensor:
+    """Divide gradients by the number of tokens, clip and update, without waiting for the device.
 
     Args:
         clip_grad: largest global gradient norm; 0 turns clipping off.
+        num_tokens: labels that the gradients are a sum over, on all ranks; a number on the device.
 
     Returns:
-        The global gradient norm before clipping, float32 []; the same on every rank.
+        The global gradient norm before clipping, float32 []; the same on every rank. Where it is not finite, torch's
+        fused update leaves weights and moments as they are.
     """
     with optimizer_scope():
         optimizer.prepare_grads()
-        norm = gradient_norm(optimizer)
+        divisor = num_tokens.float().clamp(min=1)
+        norm = gradient_norm(optimizer) / divisor
         if clip_grad > 0:
-            parameters = [parameter for part in _parts(optimizer) for parameter in part.get_parameters()]
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if gradients:
-                torch._foreach_mul_(gradients, torch.clamp(clip_grad / (norm + 1e-6), max=1.0))
+            divisor = divisor * ((norm + 1e-6) / clip_grad).clamp(min=1)
+        for part in _parts(optimizer):
+            _divide(part, divisor, ~norm.isfinite())
         optimizer.step_with_ready_grads()
     return norm
 
 
+def _divide(part: Any, divisor: Tensor, skip: Tensor) -> None:
+    """Have the gradients of one optimizer divided: in the pass of a fused update, or else in one of its own."""
+    adam = part.optimizer
+    if adam is None:
+        return
+    if isinstance(adam, torch.optim.AdamW) and adam.param_groups[0]["fused"]:
+        adam.grad_scale, adam.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
+        return
+    gradients = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
+    if gradients:
+        torch._foreach_div_(gradients, divisor)
+
+
 def gradient_norm(optimizer: Any) -> Tensor:
-    """L2 norm over the gradients of all parameters on all ranks, float32 [], each counted once.
+    """L2 norm over the summed gradients of all parameters on all ranks, float32 [], each counted once.
 
     megatron-core's own reads one number from the device for each parameter where there is no apex.
     """

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megachameleon.config import ParallelConfig
 
@@ -75,19 +74,10 @@ def _tell_schedule(chunks: Chunks, config: ParallelConfig) -> None:
 def finalize_gradients(
     chunks: Chunks, num_tokens: torch.Tensor | None = None, pg_collection: Any = None, **arguments: Any
 ) -> None:
-    """megatron-core's sum over replicas, then one division by the global number of tokens.
+    """megatron-core's sum over replicas. The update divides by the number of tokens, in a pass that it makes anyway.
 
-    megatron-core's own division asks the host whether there are any tokens, which would wait for the device.
+    megatron-core's own division passes over all gradients once more, and asks the host whether there are any tokens.
     """
     from megatron.core.distributed import finalize_model_grads
 
     finalize_model_grads(chunks, None, pg_collection=pg_collection, **arguments)
-    if num_tokens is None:
-        return
-    groups = pg_collection
-    last_stage = dist.get_process_group_ranks(groups.pp)[-1]
-    dist.broadcast(num_tokens, src=last_stage, group=groups.pp)
-    dist.all_reduce(num_tokens, group=groups.dp_cp)
-    scale = 1.0 / num_tokens.clamp(min=1)
-    for chunk in chunks:
-        chunk.scale_gradients(scale)  # type: ignore[operator]

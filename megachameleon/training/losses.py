@@ -52,7 +52,7 @@ def loss_and_sums(sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         sums: of `head.loss_sums`.
 
     Returns:
-        The loss as a *sum*: the schedule divides gradients by the global number of labels once, so neither
+        The loss as a *sum*: the update divides gradients by the global number of labels once, so neither
         micro-batches, nor padding, nor the layout move it.
     """
     report = sums.detach()[1:]

@@ -47,8 +47,8 @@ def train_step(
         step: optimizer steps done before this one.
 
     Raises:
-        FloatingPointError: the loss or the gradient norm is not finite. The update is done then, but nothing of it is
-            saved: both are read together after it, so that the host waits for the device once a step.
+        FloatingPointError: the loss or the gradient norm is not finite. Both are read together at the end, so that the
+            host waits for the device once a step; the fused update skips itself then, and nothing is saved.
     """
     seed_step(config.training.seed, step, context)
     for chunk in state.model:
@@ -59,7 +59,7 @@ def train_step(
     batches = training_batches(samples, consumed, num_micro_batches, size, context)
     sums = _run_schedule(state.model, batches, num_micro_batches, config, context, forward_only=False)
     lr = set_learning_rate(state.schedule, step + 1)
-    norm = optimizer_step(state.optimizer, config.optimizer.clip_grad)
+    norm = optimizer_step(state.optimizer, config.optimizer.clip_grad, num_tokens=sums[-2:].sum())
     *read_sums, grad_norm = torch.cat((sums, norm.double()[None])).tolist()
     losses = report_from_sums(read_sums)
     if not math.isfinite(losses.loss):
