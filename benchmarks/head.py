@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NAMES = ("ours", "megatron-z", "megatron")
 MIB = 2**20
+WIDTH_OF_FILES = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,10 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
             "" if row["memory_ratio"] is None else f"{row['memory_ratio']:.3f}",
             f"{row['first_loss']:.5f}",
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_OF_FILES
+    console.print(table)
 
 
 def make_parser() -> argparse.ArgumentParser:
