@@ -22,6 +22,7 @@ class ModelConfig:
     norm_order: Literal["pre", "swin"] = "pre"
     """`pre`: x + f(norm(x)) (7B). `swin`: x + norm(f(x)) (34B)."""
     norm_eps: float = 1e-5
+    """Of all norms, QK-norm too; published models have 1e-5 for both."""
     qk_norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
     """Normalisation of queries and keys over the head dimension, before RoPE."""
     qk_norm_groups: int = 1

@@ -86,7 +86,7 @@ def layer_spec(model: ModelConfig, transformer_config: Any, kernels: Kernels, te
             pre_mlp_layernorm=IdentityOp if swin else norm,
             mlp=ModuleSpec(
                 SwiGLUMLP,
-                params={"kernel": kernels.swiglu},
+                params={"kernel": kernels.swiglu, "ffn_hidden_size": model.ffn_hidden_size},
                 submodules=MLPSubmodules(linear_fc1=kernels.linear.column, linear_fc2=kernels.linear.row),
             ),
             mlp_bda=add,

@@ -12,8 +12,13 @@ from megachameleon.model.kernels import reference
 from megachameleon.model.kernels.segmented_attention import Segments, plan_segments, segmented_attention
 from megachameleon.model.sequence_layout import SequenceLayout
 
-FUSED_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-"""In order of speed on Hopper; the first that can run does."""
+IN_ORDER_OF_SPEED = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""On Hopper; the first that can run does. The last holds all scores: only fp32 with grouped heads needs it."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -178,7 +183,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, *, mask: Tensor | None,
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
-    with sdpa_kernel(FUSED_ATTENTION, set_priority=True):
+    with sdpa_kernel(IN_ORDER_OF_SPEED, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
