@@ -24,8 +24,9 @@ class KernelsConfig:
     loss: Literal["auto", "reference", "torch"] = "auto"
     optimizer: Literal["auto", "reference", "torch", "apex", "transformer_engine"] = "auto"
     fp8: Float8 = "none"
-    """Precision of the blocks' matrix products. `te_*` are recipes of Transformer Engine: scales from earlier steps,
-    or from each tensor. `scaled_mm` is torch's own, with a scale for each row; weight gradients stay in bf16."""
+    """Precision of the blocks' matrix products. `te_*` are recipes of Transformer Engine: scales from earlier
+    micro-batches, or from each tensor. `scaled_mm` is torch's own, with a scale for each row; weight gradients stay in
+    bf16."""
     userbuffers: bool = False
     """Overlap tensor-parallel communication with Transformer Engine's matrix products."""
 
@@ -34,6 +35,11 @@ class KernelsConfig:
         te_linear = self.linear == "transformer_engine"
         if self.fp8.startswith("te_") and not te_linear:
             raise ValueError(f"kernels.fp8: {self.fp8} needs kernels.linear=transformer_engine, not {self.linear}")
+        if self.fp8 == "te_delayed" and parallel.recompute == "selective" and "layernorm" in parallel.recompute_modules:
+            raise ValueError(
+                "kernels.fp8: te_delayed cannot recompute norms; take layernorm out of parallel.recompute_modules, or "
+                "kernels.fp8=te_tensorwise"
+            )
         if self.fp8 == "scaled_mm":
             if self.linear not in ("auto", "torch", "apex"):
                 raise ValueError(f"kernels.fp8: scaled_mm needs kernels.linear=torch or apex, not {self.linear}")
@@ -50,22 +56,17 @@ class KernelsConfig:
             )
 
     def _require_sides_of_sixteen(self, model: ModelConfig, parallel: ParallelConfig) -> None:
-        tensor_parallel = parallel.tensor_parallel
+        split = parallel.tensor_parallel
+        queries, keys = (n * model.head_dim for n in (model.num_attention_heads, model.num_query_groups))
         sides = {
             "model.hidden_size": model.hidden_size,
-            "model.num_attention_heads * head_dim / tensor_parallel": model.num_attention_heads
-            * model.head_dim
-            // tensor_parallel,
-            "query, key and value heads * head_dim / tensor_parallel": (
-                model.num_attention_heads + 2 * model.num_query_groups
-            )
-            * model.head_dim
-            // tensor_parallel,
-            "model.ffn_hidden_size / tensor_parallel": model.ffn_hidden_size // tensor_parallel,
+            "heads * head dimension on a rank": queries // split,
+            "width of queries, keys and values on a rank": (queries + 2 * keys) // split,
+            "model.ffn_hidden_size on a rank": model.ffn_hidden_size // split,
         }
         for name, size in sides.items():
             if size % 16:
-                raise ValueError(f"kernels.fp8: scaled_mm multiplies sides of 16 n only; {name} is {size}")
+                raise ValueError(f"kernels.fp8: scaled_mm multiplies sides of 16 n only, and {name} is {size}")
 
 
 OPERATIONS = tuple(field.name for field in fields(KernelsConfig) if field.name not in ("fp8", "userbuffers"))

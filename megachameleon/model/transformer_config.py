@@ -72,7 +72,7 @@ def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
 
 def _float8(kernels: KernelsConfig) -> dict[str, Any]:
     """Recipes of Transformer Engine, which megatron-core's blocks turn on around each layer."""
-    if kernels.fp8 == "te_delayed":  # scales from the largest value of the last 1,024 steps
+    if kernels.fp8 == "te_delayed":  # scales from the largest of 1,024 micro-batches
         return {"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
     if kernels.fp8 == "te_tensorwise":
         return {"fp8": "hybrid", "fp8_recipe": "tensorwise"}

@@ -6,12 +6,13 @@ is plain torch. Everything else of the package is a mock. Run as a script, it co
 megatron-core decides at import whether Transformer Engine is there.
 """
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import json
 import sys
-from contextlib import nullcontext
-from types import ModuleType
+from contextlib import contextmanager, nullcontext
+from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
 import torch
@@ -30,7 +31,9 @@ class Linear(torch.nn.Module):
     ):  # fmt: skip
         super().__init__()
         assert not bias and tp_size == 1
-        self.fuse_wgrad_accumulation = fuse_wgrad_accumulation
+        if ub_name is not None:
+            CALLS.append(("userbuffers", ub_name, ub_overlap_ag, ub_overlap_rs))
+        self.fuse_wgrad_accumulation, self.save_original_input = fuse_wgrad_accumulation, save_original_input
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features, dtype=params_dtype, device=device))
         self.weight.tensor_model_parallel, self.weight.partition_dim = True, 1 if parallel_mode == "row" else 0
         self.weight.partition_stride = 1
@@ -105,13 +108,46 @@ class SplitAlongDim:
         return x.split(sizes, dim)
 
 
+class DelayedScaling:
+    def __init__(self, margin, fp8_format, amax_history_len, amax_compute_algo, **others):
+        self.what = ("delayed", fp8_format, amax_history_len, amax_compute_algo)
+
+
+class Float8CurrentScaling:
+    def __init__(self, fp8_format, fp8_dpa):
+        self.what = ("tensorwise", fp8_format)
+
+
+@contextmanager
+def fp8_autocast(enabled=True, calibrating=False, fp8_recipe=None, fp8_group=None):
+    CALLS.append(("fp8", *fp8_recipe.what))
+    yield
+
+
+def initialize_ub(
+    shape, tp_size, use_fp8=False, quantization_modes=None, dtype=torch.bfloat16, ub_cfgs=None, bootstrap_backend=None
+):
+    CALLS.append(("userbuffers", shape, tp_size, quantization_modes, bootstrap_backend))
+
+
 class _Types(dict):
     def __missing__(self, dtype):
         return str(dtype)
 
 
 REAL = {
-    "transformer_engine.pytorch": {"Linear": Linear, "DotProductAttention": DotProductAttention},
+    "transformer_engine.pytorch": {
+        "Linear": Linear,
+        "DotProductAttention": DotProductAttention,
+        "fp8_autocast": fp8_autocast,
+        "initialize_ub": initialize_ub,
+        "UserBufferQuantizationMode": SimpleNamespace(FP8="fp8", NONE="none"),
+    },
+    "transformer_engine.common.recipe": {
+        "DelayedScaling": DelayedScaling,
+        "Float8CurrentScaling": Float8CurrentScaling,
+        "Format": SimpleNamespace(HYBRID="hybrid", E4M3="e4m3"),
+    },
     "transformer_engine.pytorch.cpu_offload": {"get_cpu_offload_context": lambda *_, **__: (nullcontext(), None)},
     "transformer_engine.pytorch.attention": {"_SplitAlongDim": SplitAlongDim},
     "transformer_engine.pytorch.constants": {"TE_DType": _Types()},
@@ -120,7 +156,7 @@ REAL = {
     },
 }
 CLASSES = (
-    "LayerNormLinear", "GroupedLinear", "DelayedScaling", "CudaRNGStatesTracker", "FusedAdam", "QuantizedTensor",
+    "LayerNormLinear", "GroupedLinear", "CudaRNGStatesTracker", "FusedAdam", "QuantizedTensor",
     "Float8Tensor", "MXFP8Tensor", "NVFP4Tensor", "QuantizedTensorStorage",
 )  # fmt: skip
 """What megatron-core inherits from or asks with isinstance."""
@@ -130,6 +166,8 @@ class _Package(ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
+        if any(f"{module}.".startswith(f"{self.__name__}.{name}.") for module in REAL):
+            return importlib.import_module(f"{self.__name__}.{name}")
         value = REAL.get(self.__name__, {}).get(name)
         if value is None:
             value = type(name, (torch.nn.Module,), {}) if name in CLASSES else MagicMock()
@@ -199,8 +237,20 @@ def train(context, config):
     return {"calls": sorted({str(call) for call in CALLS})}
 
 
+def calls_of(context, config, **kernels):
+    """What building and running a decoder asks of the package, except for its operations."""
+    from megachameleon.model.kernels.table import start_kernels
+
+    CALLS.clear()
+    model, _ = build(context, config, linear="transformer_engine", **kernels)
+    start_kernels(model.kernels, num_tokens=64, hidden_size=32, tensor_parallel=2)
+    model(torch.randint(0, 128, (2, 32)), None, None)
+    return {"calls": sorted({str(call) for call in CALLS if call[0] != "linear"})}
+
+
 def main():
     sys.meta_path.insert(0, Finder())
+    torch.cuda.get_device_capability = lambda: (9, 0)
     from megachameleon.config import ParallelConfig, load_config
     from megachameleon.parallel.context import parallel_context
 
@@ -216,6 +266,9 @@ def main():
             CALLS.clear()
             found[name] = compare(context, load_config("debug", overrides), ids)
             found[name]["calls"] = sorted({str(call) for call in CALLS})
+        for fp8 in ("te_delayed", "te_tensorwise"):
+            found[fp8] = calls_of(context, load_config("debug", []), fp8=fp8)
+        found["userbuffers"] = calls_of(context, load_config("debug", []), userbuffers=True)
         found["training"] = train(context, load_config("debug", []))
     print(json.dumps(found))
 

@@ -96,6 +96,7 @@ TE = ["kernels.linear=transformer_engine", "training.precision=bf16"]
             [*TE, "kernels.fp8=te_delayed", "logging.drawing.prompts=[a dog]"],
             "logging.drawing.prompts",
         ),
+        ([*TE, "kernels.fp8=te_delayed", "parallel.recompute=selective"], "layernorm out of"),
         ([*TE, "kernels.userbuffers=true"], "parallel.tensor_parallel > 1"),
         (["kernels.attention=transformer_engine", "parallel.context_parallel=2"], "context_parallel=2"),
     ],

@@ -85,6 +85,16 @@ def test_impossible_choices_are_refused(device_type, choice, message):
         resolve(device_type, **choice)
 
 
+def test_old_gpus_have_no_fp8(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an A100")
+    with pytest.raises(ValueError, match=r"kernels.fp8: scaled_mm needs a GPU of Ada, Hopper or later, not an A100"):
+        resolve("cuda", fp8="scaled_mm")
+    assert resolve("cpu", fp8="scaled_mm").linear == "torch"
+
+
 @pytest.mark.parametrize("package", ["another apex", "apex without kernels"])
 def test_pypis_apex_is_not_apex(install, package):
     install(package)

@@ -37,3 +37,13 @@ def test_each_operation_reaches_transformer_engine(found):
 
 def test_weight_gradients_go_straight_to_the_sum(found):
     assert found["training"]["calls"] == ["('linear', True)"]
+
+
+def test_recipes_of_fp8(found):
+    assert found["te_delayed"]["calls"] == ["('fp8', 'delayed', 'hybrid', 1024, 'max')"]
+    assert found["te_tensorwise"]["calls"] == ["('fp8', 'tensorwise', 'hybrid')"]
+
+
+def test_userbuffers_are_made_and_named(found):
+    names = [f"('userbuffers', '{name}', True, True)" for name in ("fc1", "fc2", "proj", "qkv")]
+    assert found["userbuffers"]["calls"] == [*names, "('userbuffers', [64, 32], 2, ['none'], 'nccl')"]
