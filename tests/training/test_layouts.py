@@ -177,7 +177,8 @@ def test_replicas_that_differ_are_noticed(workers, module_config):
 
 @pytest.mark.parametrize("layout", ["DP2", "CP2", "PP2-VPP2", "DP2-overlap"])
 def test_validation_does_not_depend_on_the_layout(workers, module_config, layout):
-    """Eleven validation documents divide neither over two ranks nor into rounds of a pipeline."""
-    one = workers.run(1, validation_losses, module_config(*BASE))[0]
-    two = workers.run(2, validation_losses, module_config(*BASE, *overrides_of(layout)))[0]
+    """Three samples divide neither over two ranks nor into rounds of a pipeline."""
+    three = ["training.validation_samples=3", "training.micro_batch_size=1"]
+    one = workers.run(1, validation_losses, module_config(*BASE, *three))[0]
+    two = workers.run(2, validation_losses, module_config(*BASE, *overrides_of(layout), *three))[0]
     assert two == pytest.approx(one, rel=1e-6)
