@@ -174,6 +174,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in (r"megatron\.", r"torch\.distributed\.", r"torch\.jit\."):
         warnings.filterwarnings("ignore", module=module)
+    # The distributed optimizer keeps gradients on views of fp32 weights; on the CPU the warning names this file.
+    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
 
 
 def _check_megatron_version() -> None:

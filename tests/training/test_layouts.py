@@ -26,6 +26,7 @@ LAYOUTS = {
     "PP4": (4, "pipeline_parallel=4", ""),
     "PP2-VPP2": (2, INTERLEAVED, ""),
     "PP4-VPP2": (4, "pipeline_parallel=4 virtual_pipeline_parallel=2", "model.num_layers=8"),
+    "one process-overlap": (1, OVERLAP, ""),
     "DP2": (2, "", ""),
     "DP4": (4, "", ""),
     "DP2-distributed": (2, DISTRIBUTED, ""),
