@@ -3,7 +3,6 @@
 Norms stay apart from linear layers, so that parameters have the same names with every backend and Swin order works.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -69,6 +68,11 @@ class _LayerNorm(torch.autograd.Function):
 class Attention(native.Attention):
     """Flash or cuDNN attention as Transformer Engine picks; generation, which has few queries, is torch's."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._attend: Any = None
+        """Made at the first call, which shows the heads; they are the same in every layer."""
+
     def plan(self, layout: SequenceLayout) -> Any:
         """Where each document begins, int32 [documents + 1] over batch x sequence; None where rows are documents.
 
@@ -82,11 +86,13 @@ class Attention(native.Attention):
         """See `reference.Attention`."""
         if plan is not None and not isinstance(plan, Documents):
             return super().__call__(query, key, value, plan, scale)
-        attend = _dot_product_attention(query.size(2), key.size(2), query.size(3), scale)
+        if self._attend is None:
+            heads, head_dim = query.shape[2:]
+            self._attend = DotProductAttention(heads, head_dim, num_gqa_groups=key.size(2), softmax_scale=scale)
         if plan is None:
-            return attend(query, key, value, qkv_format="sbhd", attn_mask_type="causal").view(query.shape)
+            return self._attend(query, key, value, qkv_format="sbhd", attn_mask_type="causal").view(query.shape)
         packed = [x.transpose(0, 1).flatten(0, 1) for x in (query, key, value)]
-        output = attend(
+        output = self._attend(
             *packed,
             qkv_format="thd",
             attn_mask_type="padding_causal",
@@ -111,11 +117,6 @@ class Documents:
         self.starts = torch.cat((starts, starts.new_full((1,), begins.numel()))).int()
         self.longest = layout.num_keys
         """A bound; the true number would have to be waited for."""
-
-
-@cache
-def _dot_product_attention(heads: int, groups: int, head_dim: int, scale: float) -> Any:
-    return DotProductAttention(heads, head_dim, num_gqa_groups=groups, softmax_scale=scale)
 
 
 class _StraightToMainGrad:
