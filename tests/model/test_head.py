@@ -1,5 +1,7 @@
 """The head against a dense fp64 one: sums, gradients, memory, and its bargain with `main_grad`."""
 
+import shutil
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +10,7 @@ from head_cases import BATCH, HIDDEN, SEQUENCE, VOCAB, Z_LOSS, kernel, problem, 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megachameleon.config import ParallelConfig
+from megachameleon.model.kernels import chunked_head
 from megachameleon.parallel.context import parallel_context
 
 GRADIENT_ERROR = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
@@ -167,3 +170,30 @@ def test_logits_of_a_chunk_at_most_are_held():
         largest[sizes] = mode.elements
     assert largest[None] == tokens * vocabulary
     assert largest[chunk, 100] == chunk * vocabulary
+
+
+@pytest.mark.parametrize("dtype", GRADIENT_ERROR)
+def test_what_cuda_compiles_is_what_the_cpu_computes(dtype):
+    """Uncompiled here; `make test-slow` compiles it."""
+    compare_forms(dtype, chunked_head.statistics, chunked_head.gradient)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs g++")
+def test_the_compiled_forms():
+    compare_forms(torch.bfloat16, chunked_head.COMPILED_STATISTICS, chunked_head.COMPILED_GRADIENT)
+
+
+def compare_forms(dtype, statistics, gradient):
+    torch.manual_seed(0)
+    logits, local = (torch.randn(9, 40) * 5).to(dtype), torch.randint(-30, 70, (9,))
+    local[0], local[1] = 3, 40
+    log_z, scale, weights = logits.float().logsumexp(-1) + 0.3, torch.rand(9), torch.rand(9)
+    work = chunked_head._Workspace(torch.empty(40, 4, dtype=dtype), 9, 40, dist.group.WORLD)
+    for got, expected in zip(statistics(logits, local), work._statistics(logits.clone(), local), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    got, expected = (
+        gradient(logits, local, log_z, scale, weights),
+        work._gradient(logits.clone(), local, log_z, scale, weights),
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)

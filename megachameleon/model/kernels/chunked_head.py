@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from megachameleon.model.head import Targets, loss_sums
+from megachameleon.model.kernels.linear import add_product
 
 LOG2_E = math.log2(math.e)
 
@@ -149,25 +150,18 @@ class _Workspace:
             return logits
         return self.wide[: logits.numel()].view_as(logits).copy_(logits)
 
-    def find(self, labels: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Column of each label in a block, and whether it is there; the column is some valid one where it is not."""
-        local = labels - (self.first_id + rows.start)
-        width = rows.stop - rows.start
-        return local.clamp(0, width - 1).unsqueeze(-1), ((local >= 0) & (local < width)).unsqueeze(-1)
-
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """nll and log Z, fp32 [num_tokens]; leaves the logits in the workspace."""
-        largest, sums, target = [], [], torch.zeros(len(x), 1, device=x.device)
+        parts = []
         for rows, logits in self.blocks(len(x)):
             torch.mm(x, self.weight[rows].t(), out=logits)
-            wide = self.widened(logits)
-            column, here = self.find(labels, rows)
-            target += wide.gather(1, column).masked_fill_(~here, 0)
-            largest.append(wide.amax(-1))
-            shifted = torch.sub(wide, largest[-1].unsqueeze(-1), out=self.wide[: wide.numel()].view_as(wide))
-            sums.append(shifted.mul_(LOG2_E).exp2_().sum(-1))
-        log_z = torch.logsumexp(torch.stack(largest) + torch.stack(sums).log_(), 0)
-        target = target.squeeze(-1)
+            local = labels - (self.first_id + rows.start)
+            if x.is_cuda:
+                parts.append(COMPILED_STATISTICS(logits, local))
+            else:
+                parts.append(self._statistics(logits, local))
+        largest, sums, targets = (torch.stack(part) for part in zip(*parts, strict=True))
+        log_z, target = torch.logsumexp(largest + sums.log_(), 0), targets.sum(0)
         if self.group.size() > 1:
             everyone = log_z.new_empty(self.group.size(), 2 * len(x))
             dist.all_gather_into_tensor(everyone.view(-1), torch.cat((log_z, target)), group=self.group)
@@ -180,20 +174,57 @@ class _Workspace:
         """Gradient of x from the logits in the workspace; adds that of the weight to `grad_weight`."""
         grad_x = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for rows, logits in self.blocks(len(x)):
-            grad = self.widened(logits).sub_(log_z.unsqueeze(-1)).mul_(LOG2_E).exp2_().mul_(scale.unsqueeze(-1))
-            column, here = self.find(labels, rows)
-            grad.scatter_add_(1, column, weights.neg().unsqueeze(-1) * here)
-            grad = grad if logits is grad else logits.copy_(grad)
-            _add_product(grad_x, grad, self.weight[rows])
-            _add_product(grad_weight[rows], grad.t(), x)
+            local = labels - (self.first_id + rows.start)
+            if x.is_cuda:
+                grad = COMPILED_GRADIENT(logits, local, log_z, scale, weights)
+            else:
+                grad = self._gradient(logits, local, log_z, scale, weights)
+            add_product(grad_x, grad, self.weight[rows])
+            add_product(grad_weight[rows], grad.t(), x)
         return grad_x.to(x.dtype)
 
+    def _statistics(self, logits: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `statistics`, in the workspace's memory."""
+        wide = self.widened(logits)
+        column, here = _find(local, logits.size(1))
+        target = wide.gather(1, column).masked_fill_(~here, 0).squeeze(1)
+        largest = wide.amax(-1)
+        shifted = torch.sub(wide, largest.unsqueeze(-1), out=self.wide[: wide.numel()].view_as(wide))
+        return largest, shifted.mul_(LOG2_E).exp2_().sum(-1), target
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, summed in fp32 where the device can write that from bf16 factors, else rounded once."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda and total.dtype == torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    else:
-        total.add_(torch.mm(a, b))
+    def _gradient(self, logits: Tensor, local: Tensor, log_z: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
+        """See `gradient`, in the place of the logits."""
+        grad = self.widened(logits).sub_(log_z.unsqueeze(-1)).mul_(LOG2_E).exp2_().mul_(scale.unsqueeze(-1))
+        column, here = _find(local, logits.size(1))
+        grad.scatter_add_(1, column, weights.neg().unsqueeze(-1) * here)
+        return grad if logits is grad else logits.copy_(grad)
+
+
+def _find(local: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Column [num_tokens, 1] of each label in a block, some valid one where it is elsewhere, and whether it is here."""
+    return local.clamp(0, width - 1).unsqueeze(-1), ((local >= 0) & (local < width)).unsqueeze(-1)
+
+
+def statistics(logits: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block of logits [num_tokens, rows]: the largest, the sum of exp(z - largest), and the logit of the label, or
+    0 where it is in another block; fp32 [num_tokens] each.
+
+    Args:
+        local: int64 [num_tokens], the label's column in this block; outside [0, rows) where it is elsewhere.
+    """
+    wide = logits.float()
+    largest = wide.amax(-1)
+    is_label = torch.arange(wide.size(1), device=wide.device) == local.unsqueeze(-1)
+    return largest, (wide - largest.unsqueeze(-1)).exp().sum(-1), torch.where(is_label, wide, 0).sum(-1)
+
+
+def gradient(logits: Tensor, local: Tensor, log_z: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
+    """scale exp(z - log Z) - weight [label], in the dtype of the logits."""
+    is_label = torch.arange(logits.size(1), device=logits.device) == local.unsqueeze(-1)
+    softmax = (logits.float() - log_z.unsqueeze(-1)).exp()
+    return (softmax * scale.unsqueeze(-1) - torch.where(is_label, weights.unsqueeze(-1), 0)).to(logits.dtype)
+
+
+COMPILED_STATISTICS = torch.compile(statistics)
+COMPILED_GRADIENT = torch.compile(gradient)
+"""For CUDA: a pass over the logits each, instead of one for each operation. Compiled when first called."""

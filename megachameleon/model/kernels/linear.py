@@ -70,13 +70,18 @@ def products(kernels: KernelsConfig) -> Products:
 
 
 def add_torch_weight_gradient(grad: Tensor, x: Tensor, main_grad: Tensor) -> None:
-    """See `Products.add_weight_gradient`. On CUDA bf16 products are summed in fp32 without a copy between."""
-    if main_grad.dtype == grad.dtype:
-        main_grad.addmm_(grad.t(), x)
-    elif grad.device.type == "cpu":
-        main_grad.add_(grad.t() @ x)  # the CPU has no product that writes another dtype
+    """See `Products.add_weight_gradient`."""
+    add_product(main_grad, grad.t(), x)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b in place. On CUDA bf16 products are summed in fp32 without a copy between."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif a.device.type == "cpu":
+        total.add_(a @ b)  # the CPU has no product that writes another dtype
     else:
-        torch.addmm(main_grad, grad.t(), x, out_dtype=main_grad.dtype, out=main_grad)
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
 def _apex_weight_gradient() -> Callable[[Tensor, Tensor, Tensor], None]:
