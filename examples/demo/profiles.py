@@ -25,7 +25,7 @@ class Profile:
 FULL = Profile(
     raw_flags=("--text-megabytes", "1"),
     expected_seconds={
-        "raw": 14, "text_tokenizer": 2, "image_tokenizer": 165, "shards": 22, "training": 440, "layouts": 30,
+        "raw": 14, "text_tokenizer": 2, "image_tokenizer": 165, "shards": 22, "training": 440, "layouts": 40,
         "generation": 18, "evaluation": 28, "report": 1,
     },
 )  # fmt: skip
@@ -41,7 +41,7 @@ QUICK = Profile(
     num_codes=64,
     image_tokenizer_flags=("--steps", "20", "--batch-size", "16"),
     training=(
-        *("model.vocab_size=1024", "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=4"),
+        *("model.vocab_size=1024", "model.num_layers=6", "model.hidden_size=64", "model.num_attention_heads=4"),
         *("model.num_query_groups=2", "model.ffn_hidden_size=128", "model.context_length=256"),
         *("data.sequence_length=256", "training.num_steps=6"),
         *("training.log_every=1", "training.validate_every=3"),
@@ -50,7 +50,7 @@ QUICK = Profile(
     ),
     layout_steps=2,
     expected_seconds={
-        "raw": 4, "text_tokenizer": 4, "image_tokenizer": 12, "shards": 20, "training": 15, "layouts": 30,
+        "raw": 4, "text_tokenizer": 4, "image_tokenizer": 12, "shards": 20, "training": 15, "layouts": 40,
         "generation": 20, "evaluation": 10, "report": 2,
     },
 )  # fmt: skip

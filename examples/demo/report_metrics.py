@@ -11,7 +11,13 @@ from examples.demo.charts import Series, line_chart
 from megachameleon.files import read_json
 
 SINGLE = "one process"
-LAYOUT_TITLES = {"single": SINGLE, "tp2": "TP 2", "pp2": "PP 2", "dp2": "DP 2"}
+LAYOUT_TITLES = {
+    "single": SINGLE,
+    "tp2": "TP 2 + SP",
+    "pp2": "PP 2, interleaved",
+    "cp2": "CP 2, recomputed",
+    "dp2": "DP 2, distributed optimizer",
+}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

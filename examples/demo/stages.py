@@ -31,9 +31,10 @@ DRAWING = ("--guidance", "1.25", "--temperature", "0.2")
 """A model that knows each picture by heart draws best when it hardly gambles."""
 LAYOUTS = {
     "single": (1, ()),
-    "tp2": (2, ("parallel.tensor_parallel=2",)),
-    "pp2": (2, ("parallel.pipeline_parallel=2",)),
-    "dp2": (2, ()),
+    "tp2": (2, ("parallel.tensor_parallel=2", "parallel.sequence_parallel=true")),
+    "pp2": (2, ("parallel.pipeline_parallel=2", "parallel.virtual_pipeline_parallel=3")),
+    "cp2": (2, ("parallel.context_parallel=2", "parallel.recompute=full")),
+    "dp2": (2, ("parallel.distributed_optimizer=true", "parallel.overlap_grad_reduce=true")),
 }
 
 
@@ -195,7 +196,7 @@ def training_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
 
 
 def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
-    """A few steps of the same training under four layouts; on CPU, where any machine has two places for processes."""
+    """A few steps of the same training under five layouts; on CPU, where any machine has two places for processes."""
     short = (
         f"training.num_steps={profile.layout_steps}",
         f"optimizer.warmup_steps={profile.layout_steps - 1}",
@@ -208,7 +209,7 @@ def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
         chains.append((torchrun(processes, *words, f"output_dir={run.layouts / name}"),))
     return Stage(
         name="layouts",
-        title="The first steps under four layouts",
+        title="The first steps under five layouts",
         chains=tuple(chains),
         outputs=(run.layouts,),
         needs=("text_tokenizer", "image_tokenizer", "shards"),

@@ -64,7 +64,7 @@ def test_held_out_captions_are_marked_and_a_missing_drawing_is_said(run):
 
 def test_layouts_are_compared_with_one_process(run):
     table = layout_table(run.layouts)
-    assert table["titles"] == ["one process", "TP 2"]
+    assert table["titles"] == ["one process", "TP 2 + SP"]
     assert table["differences"] == [0, pytest.approx(3e-7, rel=1e-3)]
     assert "Within" in write_report(run).read_text()
 
