@@ -35,15 +35,15 @@ class KernelsConfig:
         te_linear = self.linear == "transformer_engine"
         if self.fp8.startswith("te_") and not te_linear:
             raise ValueError(f"kernels.fp8: {self.fp8} needs kernels.linear=transformer_engine, not {self.linear}")
+        if self.fp8 != "none":
+            self._require_sides_of_sixteen(model, parallel)
         if self.fp8 == "te_delayed" and parallel.recompute == "selective" and "layernorm" in parallel.recompute_modules:
             raise ValueError(
                 "kernels.fp8: te_delayed cannot recompute norms; take layernorm out of parallel.recompute_modules, or "
                 "kernels.fp8=te_tensorwise"
             )
-        if self.fp8 == "scaled_mm":
-            if self.linear not in ("auto", "torch", "apex"):
-                raise ValueError(f"kernels.fp8: scaled_mm needs kernels.linear=torch or apex, not {self.linear}")
-            self._require_sides_of_sixteen(model, parallel)
+        if self.fp8 == "scaled_mm" and self.linear not in ("auto", "torch", "apex"):
+            raise ValueError(f"kernels.fp8: scaled_mm needs kernels.linear=torch or apex, not {self.linear}")
         if self.userbuffers and not (te_linear and parallel.sequence_parallel and parallel.tensor_parallel > 1):
             raise ValueError(
                 "kernels.userbuffers: needs kernels.linear=transformer_engine, parallel.tensor_parallel > 1 and "
@@ -54,6 +54,14 @@ class KernelsConfig:
                 f"kernels.attention: transformer_engine does not take parallel.context_parallel="
                 f"{parallel.context_parallel} here; use kernels.attention=torch"
             )
+
+    def require_bf16(self) -> None:
+        """Raise ValueError for a choice that fp32 runs cannot have."""
+        needs = {"kernels.fp8": self.fp8 != "none", "kernels.userbuffers": self.userbuffers}
+        needs["kernels.attention"] = self.attention == "transformer_engine"
+        for name in (name for name, needed in needs.items() if needed):
+            value = getattr(self, name.partition(".")[2])
+            raise ValueError(f"{name}: {value} goes with training.precision=bf16, not fp32")
 
     def _require_sides_of_sixteen(self, model: ModelConfig, parallel: ParallelConfig) -> None:
         split = parallel.tensor_parallel
@@ -66,7 +74,7 @@ class KernelsConfig:
         }
         for name, size in sides.items():
             if size % 16:
-                raise ValueError(f"kernels.fp8: scaled_mm multiplies sides of 16 n only, and {name} is {size}")
+                raise ValueError(f"kernels.fp8: {self.fp8} multiplies sides of 16 n only, and {name} is {size}")
 
 
 OPERATIONS = tuple(field.name for field in fields(KernelsConfig) if field.name not in ("fp8", "userbuffers"))

@@ -56,13 +56,23 @@ class RunConfig:
 
     def _validate_kernels(self) -> None:
         self.kernels.validate(self.model, self.parallel)
+        if self.training.precision == "fp32":
+            self.kernels.require_bf16()
         fp8 = self.kernels.fp8
-        if fp8 != "none" and self.training.precision == "fp32":
-            raise ValueError(f"kernels.fp8: {fp8} goes with training.precision=bf16, not fp32")
-        if fp8.startswith("te_") and self.logging.drawing.prompts:
+        if fp8.startswith("te_"):
+            shared = self.parallel.context_parallel
+            shared *= self.parallel.tensor_parallel if self.parallel.sequence_parallel else 1
+            rows = self.data.sequence_length * self.training.micro_batch_size // shared
+            if rows % 8:
+                raise ValueError(
+                    f"kernels.fp8: {fp8} multiplies 8 n rows only, and data.sequence_length x "
+                    f"training.micro_batch_size leaves {rows} on a rank"
+                )
+        if (fp8.startswith("te_") or self.kernels.userbuffers) and self.logging.drawing.prompts:
+            name, value = ("userbuffers", "true") if self.kernels.userbuffers else ("fp8", fp8)
             raise ValueError(
-                f"kernels.fp8: {fp8} multiplies 8 n rows only, and drawings take one at a time; "
-                "remove logging.drawing.prompts and draw from checkpoints, or take fp8 scaled_mm"
+                f"kernels.{name}: {value} is made for the rows of a training step, and drawings take one at a time; "
+                "remove logging.drawing.prompts and draw from checkpoints"
             )
 
     def validate_world(self, world_size: int) -> None:

@@ -1,5 +1,6 @@
 """How the decoder learns: steps, optimizer, checkpoints, what is logged, which kernels."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,8 +33,8 @@ class OptimizerConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}: {getattr(self, name)} must be in [0, 1)")
         for name in ("eps", "weight_decay", "clip_grad", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name}: {getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name}: {getattr(self, name)} must be a number, 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +63,9 @@ class TrainingConfig:
         for name in ("num_steps", "global_batch_size", "micro_batch_size", "log_every", "validation_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: {getattr(self, name)} must be at least 1")
-        if self.validate_every < 0 or self.z_loss < 0:
-            raise ValueError("training.validate_every and training.z_loss: must not be negative")
+        for name in ("validate_every", "z_loss"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"training.{name}: {getattr(self, name)} must be a number, 0 or more")
 
     def num_micro_batches(self, data_parallel: int) -> int:
         """Micro-batches of each rank in a step.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megachameleon.config import ModelConfig, ParallelConfig
 from megachameleon.model.blocks import block_spec
+from megachameleon.model.embedding import TokenEmbedding
 from megachameleon.model.head import LossHead, Targets
 from megachameleon.model.initialization import initialize
 from megachameleon.model.kernels.table import Kernels
@@ -33,6 +34,9 @@ class Decoder(GPTModel):
         if self.pre_process:
             # megatron-core drops embeddings with hidden_dropout; Chameleon does not.
             self.embedding.embedding_dropout.p = model.embedding_dropout
+            if kernels.resolved.linear != "reference":
+                plain = self.embedding.word_embeddings
+                self.embedding.word_embeddings = TokenEmbedding.instead_of(plain, self.config)
         if self.post_process:
             self.output_layer: LossHead = LossHead.instead_of(self.output_layer, kernels.head_loss)
 
@@ -78,7 +82,12 @@ class Decoder(GPTModel):
             num_keys, gather_over = length * group.size(), group if group.size() > 1 else None
             chunks = context_chunks(num_keys, group.rank(), group.size())
         layout = SequenceLayout(
-            batch=batch, num_keys=num_keys, query_chunks=chunks, document_ids=document_ids, device=device
+            batch=batch,
+            num_keys=num_keys,
+            query_chunks=chunks,
+            document_ids=document_ids,
+            device=device,
+            for_generation=inference_context is not None,
         )
         positions = natural_positions(chunks, device) if position_ids is None else position_ids
         query_rotary = key_rotary = rotary_tables(positions, head_dim, self.rope_theta, dtype)

@@ -26,6 +26,8 @@ class SequenceLayout:
     document_ids: Tensor | None
     """int [batch, num_keys]; a query sees earlier keys of its own document. None means one document a row."""
     device: torch.device
+    for_generation: bool = False
+    """Whether this is one of many short reads, each of another length."""
 
     @property
     def covers_all_keys(self) -> bool:

@@ -198,11 +198,17 @@ class Trainer:
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
-    """Replace `auto` by what the hardware multiplies natively."""
+    """Replace `auto` by what the hardware multiplies natively.
+
+    Raises:
+        ValueError: that is fp32, and something else needs bf16.
+    """
     if config.training.precision != "auto":
         return config
     precision: Literal["bf16", "fp32"] = "bf16" if multiplies_bfloat16(device) else "fp32"
-    return replace(config, training=replace(config.training, precision=precision))
+    resolved = replace(config, training=replace(config.training, precision=precision))
+    resolved.validate()
+    return resolved
 
 
 def require_vocabulary_size(config: RunConfig, vocabulary_size: int) -> None:

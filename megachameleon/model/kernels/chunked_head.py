@@ -136,7 +136,8 @@ class _Workspace:
         self.block = min(block, len(weight))
         self.first_id = group.rank() * len(weight)
         self.logits = weight.new_empty(num_tokens * len(weight))
-        self.wide = weight.new_empty(num_tokens * self.block, dtype=torch.float32)
+        # CUDA's passes over a block are compiled and need no fp32 copy of it.
+        self.wide = weight.new_empty(0 if weight.is_cuda else num_tokens * self.block, dtype=torch.float32)
 
     def blocks(self, num_tokens: int) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the weight, and their logits [num_tokens, rows]: each block on its own in memory."""

@@ -140,19 +140,18 @@ class _SwiGLU(torch.autograd.Function):
 class Attention:
     """SDPA where there are no documents; on the CPU document by document, on CUDA FlexAttention with a block mask."""
 
-    def plan(self, layout: SequenceLayout) -> "Segments | Tensor | Any | None":
-        """What tells queries their keys: nothing (causal), segments (CPU), a block mask, or a dense mask for few
-        queries."""
-        if not layout.covers_all_keys and len(layout.query_chunks) == 1:
-            return reference.visible(layout)  # generation: the newest ids against all
-        if layout.device.type == "cpu":
-            return plan_segments(layout)
-        if layout.covers_all_keys and layout.document_ids is None:
-            return None
-        return _block_mask(layout)
-
     def __init__(self) -> None:
         self._flex: Callable[..., Tensor] | None = None
+
+    def plan(self, layout: SequenceLayout) -> "Segments | Tensor | Any | None":
+        """What tells queries their keys: nothing (causal), segments (CPU), a block mask, or a dense mask in generation,
+        whose many lengths would each be compiled."""
+        if layout.device.type == "cpu":
+            whole = layout.covers_all_keys or not layout.for_generation
+            return plan_segments(layout) if whole else reference.visible(layout)
+        if layout.covers_all_keys and layout.document_ids is None:
+            return None
+        return reference.visible(layout) if layout.for_generation else _block_mask(layout)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, plan: Any, scale: float) -> Tensor:
         """See `reference.Attention`."""
@@ -188,7 +187,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, *, mask: Tensor | None,
 
 
 def _block_mask(layout: SequenceLayout) -> Any:
-    """FlexAttention's mask by blocks; made on the device, without a dense S x T mask."""
+    """FlexAttention's mask by blocks. On the way torch makes a dense one, a byte for each query and key of a row."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     queries, ids = layout.query_positions(), layout.document_ids

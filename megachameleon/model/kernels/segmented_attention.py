@@ -6,6 +6,7 @@ the part of that document before the chunk; the two are merged by their log-sum-
 calls the flash kernel with the merged log-sum-exp, which makes each part's gradient exact.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,13 +169,12 @@ def _flash_backward(
 ) -> list[Tensor]:
     q, k, v, output, log_sum, grad = saved
     dtype = _compute_dtype(q.dtype, keys.size(1))
-    upstream = _take(grad, queries, dtype)
-    if real is not None:
-        upstream = upstream * real[:, :, None, None]
-    inputs = [upstream, _take(q, queries, dtype), _take(k, keys, dtype), _take(v, keys, dtype)]
+    inputs = [_take(x, index, dtype) for x, index in ((grad, queries), (q, queries), (k, keys), (v, keys))]
     inputs.append(_take(output, queries, dtype))
-    lse = _take(log_sum, queries, torch.float32).transpose(1, 2)
-    parts = FLASH_BACKWARD(*(x.transpose(1, 2) for x in inputs), lse, 0.0, causal, scale=scale)
+    lse = _take(log_sum, queries, torch.float32)
+    if real is not None:  # exp(score - inf) = 0: rows that only fill up must not weigh on keys that they may see
+        lse = lse.masked_fill(~real[:, :, None], math.inf)
+    parts = FLASH_BACKWARD(*(x.transpose(1, 2) for x in inputs), lse.transpose(1, 2), 0.0, causal, scale=scale)
     return [part.transpose(1, 2) for part in parts]
 
 
