@@ -21,7 +21,7 @@ def fill_gradients(trainer, scale):
 
 
 def update(config, scale, *overrides):
-    """Weights before and after two updates of our own, and the norms that they report."""
+    """Weights before and after two updates of our own, mean gradients, the norms that they report, Adam's state."""
     with parallel_context(config("training.precision=fp32").parallel) as context:
         trainer = build_trainer(config("training.precision=fp32", "optimizer.lr=1e-2", *overrides), context)
         before = {name: p.detach().clone() for name, p in trainer.state.model[0].named_parameters()}
@@ -33,13 +33,14 @@ def update(config, scale, *overrides):
             norm = optimizer_step(trainer.state.optimizer, trainer.config.optimizer.clip_grad, torch.tensor(NUM_TOKENS))
             norms.append(float(norm))
         after = {name: p.detach().clone() for name, p in trainer.state.model[0].named_parameters()}
-        return before, after, means, norms, trainer.config.optimizer
+        adam = trainer.state.optimizer.optimizer.state.values()
+        return before, after, means, norms, trainer.config.optimizer, list(adam)
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize("scale", [0.01, 30.0], ids=["within the limit", "clipped"])
 def test_gradients_are_divided_clipped_and_applied(config, backend, scale):
-    before, after, means, norms, settings = update(config, scale, f"kernels.optimizer={backend}")
+    before, after, means, norms, settings, _ = update(config, scale, f"kernels.optimizer={backend}")
     weights = {name: tensor.clone().requires_grad_() for name, tensor in before.items()}
     adam = torch.optim.AdamW(
         [
@@ -62,7 +63,10 @@ def test_gradients_are_divided_clipped_and_applied(config, backend, scale):
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(config):
-    before, after, _, norms, _ = update(config, float("nan"))
+    before, after, _, norms, _, adam = update(config, float("nan"))
     assert norms[0] != norms[0]
     for name, weight in before.items():
         assert torch.equal(after[name], weight), name
+    assert adam
+    for state in adam:
+        assert float(state["step"]) == 0 and not state["exp_avg"].any() and not state["exp_avg_sq"].any()

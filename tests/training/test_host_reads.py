@@ -99,6 +99,17 @@ SETTINGS = {
     "pipeline": (2, ["parallel.pipeline_parallel=2"]),
     "distributed optimizer": (2, ["parallel.distributed_optimizer=true", "parallel.overlap_grad_reduce=true"]),
     "recompute": (1, ["parallel.recompute=full"]),
+    "selective recompute, dropout": (1, ["parallel.recompute=selective", "model.dropout=0.1"]),
+    "one stream": (1, ["data.isolate_documents=false"]),
+    "context": (2, ["parallel.context_parallel=2"]),
+    "interleaved, overlapped": (
+        2,
+        [
+            *("parallel.pipeline_parallel=2", "parallel.virtual_pipeline_parallel=2", "model.num_layers=4"),
+            *("parallel.distributed_optimizer=true", "parallel.overlap_grad_reduce=true"),
+            "parallel.overlap_param_gather=true",
+        ],
+    ),
 }
 
 
