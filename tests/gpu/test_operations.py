@@ -96,3 +96,29 @@ def test_scaled_mm():
     got = float8.output(x, weight)
     assert (got - emulated).norm() < 5e-3 * emulated.norm()
     assert 0.01 < (got - x @ weight.t()).norm() / (x @ weight.t()).norm() < 0.05
+
+
+@pytest.mark.parametrize("sizes", [None, (32, 40)], ids=["as chosen", "ragged"])
+def test_the_head_adds_what_a_dense_one_in_fp64_does(one_gpu, sizes):
+    """The compiled passes over logits, and products that add to the fp32 sum."""
+    from megachameleon.model.head import Targets
+    from megachameleon.model.kernels import chunked_head
+
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 2, 64).bfloat16().to(DEVICE), (torch.randn(96, 64) / 4).bfloat16().to(DEVICE)
+    labels, weights = torch.randint(0, 96, (2, 40), device=DEVICE), torch.rand(2, 40, device=DEVICE)
+    targets = Targets(labels=labels, weights=weights, is_image=labels < 20, z_loss=0.02)
+    x, w = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    logits = torch.einsum("sbh,vh->bsv", x, w)
+    log_z = logits.logsumexp(-1)
+    nll = log_z - logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    loss = (weights.double() * (nll + 0.02 * log_z**2)).sum()
+    loss.backward()
+    hidden.requires_grad_(), weight.requires_grad_()
+    weight.main_grad = torch.zeros(weight.shape, device=DEVICE)
+    chosen = None if sizes is None else chunked_head.BlockSizes(tokens=sizes[0], vocabulary=sizes[1])
+    sums = chunked_head.head_loss(hidden, weight, targets, one_gpu.groups.tp, False, sizes=chosen)
+    sums[0].backward()
+    assert float(sums[0]) == pytest.approx(float(loss), rel=1e-2)
+    assert (hidden.grad.double() - x.grad).norm() < 1e-2 * x.grad.norm()
+    assert (weight.main_grad.double() - w.grad).norm() < 1e-2 * w.grad.norm()

@@ -31,7 +31,9 @@ def steps(config, context, count=4):
     try:
         trainer = build_trainer(config, context)
     except ValueError as error:
-        pytest.skip(str(error))
+        if "is not installed" in str(error) or "needs a GPU of" in str(error):
+            pytest.skip(str(error))
+        raise
     reports = []
     for step in range(count):
         with warnings.catch_warnings(record=True) as caught:
