@@ -70,7 +70,7 @@ TABLE: Mapping[str, Mapping[str, Backend]] = {
     },
     "rotary": {
         "reference": Backend("plain rotation"),
-        "torch": Backend("in place, tables once a micro-batch"),
+        "torch": Backend("tables once a micro-batch, nothing kept"),
     },
     "attention": {
         "reference": Backend("plain softmax(QK)V with a full mask"),
@@ -84,13 +84,13 @@ TABLE: Mapping[str, Mapping[str, Backend]] = {
     },
     "linear": {
         "reference": Backend("megatron-core's, weight gradients copied to the fp32 sum"),
-        "torch": Backend("weight gradients added to the fp32 sum in the product"),
+        "torch": Backend("weight gradients added straight to the fp32 sum"),
         "apex": Backend("the same by apex's kernel", APEX),
         "transformer_engine": Backend("Transformer Engine's Linear", TRANSFORMER_ENGINE),
     },
     "loss": {
         "reference": Backend("head, then cross entropy + log Z"),
-        "torch": Backend("head, cross entropy and z-loss by chunks"),
+        "torch": Backend("head, cross entropy and z-loss by chunks, gradients at once"),
     },
     "optimizer": {
         "reference": Backend("AdamW, one parameter at a time"),
