@@ -95,7 +95,7 @@ def build_head(name: str, sizes: Any, context: ParallelContext) -> Head:
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 0.02)
     targets = Targets(labels=labels, weights=weights, is_image=is_image, z_loss=Z_LOSS)
     if name == "ours":
-        return OurHead(LossHead.instead_of(layer, chunked_head.head_loss), hidden, targets)
+        return OurHead(LossHead.instead_of(layer, chunked_head.ChunkedHead()), hidden, targets)
     return (HeadWithZLoss if name == "megatron-z" else Head)(layer, hidden, targets)
 
 

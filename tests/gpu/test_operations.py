@@ -117,7 +117,7 @@ def test_the_head_adds_what_a_dense_one_in_fp64_does(one_gpu, sizes):
     hidden.requires_grad_(), weight.requires_grad_()
     weight.main_grad = torch.zeros(weight.shape, device=DEVICE)
     chosen = None if sizes is None else chunked_head.BlockSizes(tokens=sizes[0], vocabulary=sizes[1])
-    sums = chunked_head.head_loss(hidden, weight, targets, one_gpu.groups.tp, False, sizes=chosen)
+    sums = chunked_head.ChunkedHead(chosen)(hidden, weight, targets, one_gpu.groups.tp, False)
     sums[0].backward()
     assert float(sums[0]) == pytest.approx(float(loss), rel=1e-2)
     assert (hidden.grad.double() - x.grad).norm() < 1e-2 * x.grad.norm()

@@ -189,7 +189,7 @@ def compare_forms(dtype, statistics, gradient):
     logits, local = (torch.randn(9, 40) * 5).to(dtype), torch.randint(-30, 70, (9,))
     local[0], local[1] = 3, 40
     log_z, scale, weights = logits.float().logsumexp(-1) + 0.3, torch.rand(9), torch.rand(9)
-    work = chunked_head._Workspace(torch.empty(40, 4, dtype=dtype), 9, 40, dist.group.WORLD)
+    work = chunked_head._Workspace(torch.empty(40, 4, dtype=dtype), 9, 40, dist.group.WORLD, chunked_head.ChunkedHead())
     for got, expected in zip(statistics(logits, local), work._statistics(logits.clone(), local), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     got, expected = (

@@ -40,25 +40,38 @@ CPU_SIZES = BlockSizes(tokens=1024, vocabulary=2048)
 GPU_SIZES = BlockSizes(tokens=2048, vocabulary=1 << 30)
 
 
-def head_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Targets,
-    group: Any,
-    sequence_parallel: bool,
-    *,
-    sizes: BlockSizes | None = None,
-) -> Tensor:
+class ChunkedHead:
     """See `reference.head_loss`. Gradients are computed at once, unless autograd is off.
 
     Where megatron-core's DistributedDataParallel has given the weight a `main_grad`, its gradient is added there, in
     forward. The gradient of element 0 must then be 1 in backward, and of the others 0, or backward raises.
     """
-    sizes = sizes or (GPU_SIZES if hidden.is_cuda else CPU_SIZES)
-    return _ChunkedHead.apply(hidden, weight, targets, group, sequence_parallel, sizes, torch.is_grad_enabled())
+
+    def __init__(self, sizes: BlockSizes | None = None) -> None:
+        """`sizes`: None takes what suits the device."""
+        self._sizes = sizes
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, hidden: Tensor, weight: Tensor, targets: Targets, group: Any, sequence_parallel: bool) -> Tensor:
+        """Sums of `loss_sums`."""
+        return _HeadFunction.apply(hidden, weight, targets, group, sequence_parallel, self, torch.is_grad_enabled())
+
+    def sizes(self, device: torch.device) -> BlockSizes:
+        """How much is computed at a time."""
+        return self._sizes or (GPU_SIZES if device.type == "cuda" else CPU_SIZES)
+
+    def memory(self, name: str, numel: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Uninitialised [numel]. On the CPU it is kept for the next micro-batch: the system takes longer to hand out
+        fresh memory than we to fill it."""
+        if like.is_cuda:  # torch keeps it
+            return like.new_empty(numel, dtype=dtype)
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < numel or kept.dtype != dtype or kept.device != like.device:
+            kept = self._kept[name] = like.new_empty(numel, dtype=dtype)
+        return kept[:numel]
 
 
-class _ChunkedHead(torch.autograd.Function):
+class _HeadFunction(torch.autograd.Function):
     """Gradients in forward.
 
     The schedule runs backward of every micro-batch whose forward it ran, and all of them before gradients are reduced:
@@ -69,10 +82,10 @@ class _ChunkedHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, group, sequence_parallel, sizes, with_gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, weight, targets, group, sequence_parallel, head, with_gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         whole = gather_from_sequence_parallel_region(hidden, group=group) if sequence_parallel else hidden
         gradients = _Gradients(whole, weight) if with_gradient else None
-        sums = _run(whole.flatten(0, 1), weight, targets, group, sizes, gradients)
+        sums = _run(whole.flatten(0, 1), weight, targets, group, head, gradients)
         if gradients:
             ctx.save_for_backward(gradients.of_hidden(hidden, group, sequence_parallel), gradients.of_weight(weight))
         return sums
@@ -112,11 +125,12 @@ class _Gradients:
 
 
 def _run(
-    tokens: Tensor, weight: Tensor, targets: Targets, group: Any, sizes: BlockSizes, gradients: _Gradients | None
+    tokens: Tensor, weight: Tensor, targets: Targets, group: Any, head: ChunkedHead, gradients: _Gradients | None
 ) -> Tensor:
     """Sums over tokens [n, h]; fills `gradients`."""
     labels, weights, _ = targets.by_token()
-    work = _Workspace(weight, min(sizes.tokens, len(tokens)), sizes.vocabulary, group)
+    sizes = head.sizes(tokens.device)
+    work = _Workspace(weight, min(sizes.tokens, len(tokens)), sizes.vocabulary, group, head)
     nll, log_z = (torch.empty(len(tokens), dtype=torch.float32, device=tokens.device) for _ in range(2))
     for start in range(0, len(tokens), sizes.tokens):
         part = slice(start, start + sizes.tokens)
@@ -131,13 +145,13 @@ def _run(
 class _Workspace:
     """Buffers of one chunk of tokens, used again for the next."""
 
-    def __init__(self, weight: Tensor, num_tokens: int, block: int, group: Any) -> None:
+    def __init__(self, weight: Tensor, num_tokens: int, block: int, group: Any, head: ChunkedHead) -> None:
         self.weight, self.group = weight, group
         self.block = min(block, len(weight))
         self.first_id = group.rank() * len(weight)
-        self.logits = weight.new_empty(num_tokens * len(weight))
+        self.logits = head.memory("logits", num_tokens * len(weight), weight, weight.dtype)
         # CUDA's passes over a block are compiled and need no fp32 copy of it.
-        self.wide = weight.new_empty(0 if weight.is_cuda else num_tokens * self.block, dtype=torch.float32)
+        self.wide = head.memory("wide", 0 if weight.is_cuda else num_tokens * self.block, weight, torch.float32)
 
     def blocks(self, num_tokens: int) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the weight, and their logits [num_tokens, rows]: each block on its own in memory."""

@@ -119,7 +119,7 @@ def choose_kernels(config: KernelsConfig, device_type: str | None = None) -> Ker
         attention=_module(resolved.attention).Attention(),
         swiglu=_module(resolved.swiglu).swiglu,
         linear=choose_linear(resolved),
-        head_loss=(chunked_head if resolved.loss == "torch" else reference).head_loss,
+        head_loss=chunked_head.ChunkedHead() if resolved.loss == "torch" else reference.head_loss,
         resolved=resolved,
     )
 
