@@ -38,6 +38,11 @@ class Measured:
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure, print and write."""
+    for name in ("tokens", "hidden", "vocab", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name}: {getattr(arguments, name)} must be at least 1")
+    if arguments.warmup < 0 or (arguments.threads or 1) < 1:
+        raise ValueError(f"--warmup {arguments.warmup}, --threads {arguments.threads}: must not be negative")
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
     import torch

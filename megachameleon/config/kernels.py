@@ -74,7 +74,10 @@ class KernelsConfig:
         }
         for name, size in sides.items():
             if size % 16:
-                raise ValueError(f"kernels.fp8: {self.fp8} multiplies sides of 16 n only, and {name} is {size}")
+                raise ValueError(
+                    f"kernels.fp8: {self.fp8} multiplies sides of 16 n only, and {name} is {size}; widen it to "
+                    f"a multiple of 16, or set kernels.fp8=none"
+                )
 
 
 OPERATIONS = tuple(field.name for field in fields(KernelsConfig) if field.name not in ("fp8", "userbuffers"))

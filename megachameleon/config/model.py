@@ -57,7 +57,12 @@ class ModelConfig:
                 raise ValueError(f"model.{name}: {getattr(self, name)} must be at least 1")
         _require_divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         _require_divides("num_attention_heads", self.num_attention_heads, "num_query_groups", self.num_query_groups)
-        _require_divides("num_query_groups", self.num_query_groups, "qk_norm_groups", self.qk_norm_groups)
+        if self.num_query_groups % self.qk_norm_groups:
+            works = [n for n in range(1, self.num_query_groups + 1) if self.num_query_groups % n == 0]
+            raise ValueError(
+                f"model.qk_norm_groups: {self.qk_norm_groups} does not divide model.num_query_groups="
+                f"{self.num_query_groups}; {', '.join(map(str, works))} would work"
+            )
         if self.head_dim % 2:
             raise ValueError(f"model.hidden_size: head dimension {self.head_dim} must be even for RoPE")
         if not 1 <= self.rope_theta < 1e12 or not 0 < self.init_std < 10 or not 0 < self.norm_eps < 1:

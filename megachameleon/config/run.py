@@ -66,7 +66,8 @@ class RunConfig:
             if rows % 8:
                 raise ValueError(
                     f"kernels.fp8: {fp8} multiplies 8 n rows only, and data.sequence_length x "
-                    f"training.micro_batch_size leaves {rows} on a rank"
+                    f"training.micro_batch_size leaves {rows} on a rank; make that a multiple of 8, or set "
+                    "kernels.fp8=none"
                 )
         if (fp8.startswith("te_") or self.kernels.userbuffers) and self.logging.drawing.prompts:
             name, value = ("userbuffers", "true") if self.kernels.userbuffers else ("fp8", fp8)

@@ -24,7 +24,8 @@ class SequenceLayout:
     query_chunks: tuple[tuple[int, int], ...]
     """(start, length) of each run of queries among the keys, in the order in which this process holds them."""
     document_ids: Tensor | None
-    """int [batch, num_keys]; a query sees earlier keys of its own document. None means one document a row."""
+    """int [batch, num_keys]; a query sees earlier keys of its own document, whose ids stand together. None means one
+    document a row."""
     device: torch.device
     for_generation: bool = False
     """Whether this is one of many short reads, each of another length."""

@@ -45,7 +45,7 @@ def dry_run(config: RunConfig, world_size: int | None) -> str:
     from megachameleon.training.trainer import resolve_precision
 
     config = resolve_precision(config, pick_device())
-    data = _describe_data(config)
+    data = [*_describe_data(config), *_describe_resume(config)]
     stages = count_stages(config, world)
     lines = [*_describe_run(config, world), *_describe_stages(config, world, stages), *data]
     return "\n".join(
@@ -131,9 +131,24 @@ def _describe_data(config: RunConfig) -> list[str]:
     data = open_data(config.data, config.training)
     require_vocabulary_size(config, data.vocabulary.size)
     require_enough_samples(data, config.training, done=0, consumed=0)
+    if config.logging.drawing.prompts:
+        from megachameleon.training.callbacks.drawing import Drawing
+
+        Drawing(config)  # refuses what cannot be drawn
     drawn = data.train.blend.drawn_before(config.training.num_steps * config.training.global_batch_size)
     return [
         f"data             {name}: {packed.dataset.num_tokens:,} tokens in {len(packed):,} samples "
         f"({packed.fill_rate:.1%} filled), {drawn[name] / len(packed):.2f} epochs"
         for name, packed in data.train.datasets.items()
     ]
+
+
+def _describe_resume(config: RunConfig) -> list[str]:
+    from megachameleon.checkpoint.folder import complete_checkpoints
+    from megachameleon.training.trainer import CHECKPOINT_FOLDER, require_resumable
+
+    found = complete_checkpoints(Path(config.output_dir) / CHECKPOINT_FOLDER)
+    if not found:
+        return []
+    require_resumable(found[-1], config)
+    return [f"resume           from {found[-1]}; that its samples are the same is checked when the run starts"]

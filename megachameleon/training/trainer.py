@@ -157,9 +157,7 @@ class Trainer:
         checkpoint = self._newest_checkpoint()
         if checkpoint is None:
             return
-        before = saved_config(checkpoint)
-        require_same_model(checkpoint, before.model, self.config.model)
-        require_same_optimizer(checkpoint, before, self.config)
+        require_resumable(checkpoint, self.config)
         manifest = load_checkpoint(checkpoint, self.state.model, self.state.optimizer, self.context)
         apply_settings(self.state.optimizer, self.config.optimizer)
         saved = saved_vocabulary(checkpoint, manifest)
@@ -195,6 +193,22 @@ class Trainer:
         size = self.config.model.num_parameters * per_parameter
         kept = self.config.checkpoint.keep_last + 1
         require_free_space(self.folder, size * kept, f"keeping {kept} checkpoints")
+
+
+def require_resumable(checkpoint: Path, config: RunConfig) -> None:
+    """Refuse to go on from a checkpoint with another model, optimizer or sight between documents.
+
+    Raises:
+        ValueError: names what to set back.
+    """
+    before = saved_config(checkpoint)
+    require_same_model(checkpoint, before.model, config.model)
+    require_same_optimizer(checkpoint, before, config)
+    if before.data.isolate_documents != config.data.isolate_documents:
+        raise ValueError(
+            f"data.isolate_documents: {config.data.isolate_documents}, but {checkpoint} was trained with "
+            f"{before.data.isolate_documents}; set it back or choose another output_dir"
+        )
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:

@@ -35,7 +35,7 @@ def test_printed_configuration_reads_back_equal():
             "model.hidden_size=30",
             r"model\.hidden_size: 30 is not divisible by num_attention_heads=4; 28 or 32 would work",
         ),
-        ("model.qk_norm_groups=3", r"num_query_groups: 2 is not divisible by qk_norm_groups=3"),
+        ("model.qk_norm_groups=3", r"qk_norm_groups: 3 does not divide model.num_query_groups=2; 1, 2 would work"),
         ("data.sequence_length=4096", r"4096 is longer than model\.context_length=128"),
         ("optimizer.warmup_steps=20", r"warmup_steps: 20 leaves nothing of training\.num_steps=20"),
         ("data.stages=[{weights: {a: 1}}]", r"weights\.a: no such dataset in data\.train"),

@@ -40,3 +40,27 @@ def test_stages_add_up_to_the_published_model(preset, tensor, pipeline, virtual)
     assert sum(stage.layers for stage in stages) == config.model.num_layers
     copies = (tensor - 1) * whole_on_each_tensor_rank(config.model)
     assert tensor * sum(stage.parameters for stage in stages) - copies == PUBLISHED[preset]
+
+
+def test_a_dry_run_refuses_drawings_without_an_image_tokenizer(config):
+    from megachameleon.planning.dry_run import dry_run
+
+    with pytest.raises(ValueError, match=r"data.image_tokenizer: missing; logging.drawing.prompts needs it"):
+        dry_run(config("logging.drawing.prompts=[sun]"), None)
+
+
+def test_a_dry_run_looks_at_the_checkpoint_that_the_run_would_resume(config, workers):
+    from cases import run_training
+
+    from megachameleon.planning.dry_run import dry_run
+
+    workers.run(1, run_training, config("training.num_steps=4", "optimizer.warmup_steps=2"))
+    steps = ["training.num_steps=6", "optimizer.warmup_steps=2"]
+    assert "step_00000004" in dry_run(config(*steps), None)
+    for override, message in (
+        ("data.isolate_documents=false", "data.isolate_documents: False, but .* was trained with True"),
+        ("model.num_layers=3", "num_layers"),
+        ("parallel.distributed_optimizer=true", "distributed_optimizer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dry_run(config(*steps, override), None)
