@@ -13,6 +13,8 @@ Float8 = Literal["none", "te_delayed", "te_tensorwise", "scaled_mm"]
 class KernelsConfig:
     """Backend of each operation; `auto` takes what is known to be fast here, see docs/guides/gpu.md."""
 
+    embedding: Literal["auto", "reference", "torch"] = "auto"
+    """Token embedding; `torch` adds the rows that a micro-batch learns straight to the fp32 sum."""
     norm: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"
     """RMSNorm of blocks."""
     qk_norm: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"

@@ -34,7 +34,7 @@ class Decoder(GPTModel):
         if self.pre_process:
             # megatron-core drops embeddings with hidden_dropout; Chameleon does not.
             self.embedding.embedding_dropout.p = model.embedding_dropout
-            if kernels.resolved.linear != "reference":
+            if kernels.resolved.embedding == "torch":
                 plain = self.embedding.word_embeddings
                 self.embedding.word_embeddings = TokenEmbedding.instead_of(plain, self.config)
         if self.post_process:

@@ -20,7 +20,9 @@ CHOICES = {
     "delayed": ["kernels.linear=transformer_engine", "kernels.fp8=te_delayed"],
     "tensorwise": ["kernels.linear=transformer_engine", "kernels.fp8=te_tensorwise"],
 }
-PLAIN = [f"kernels.{operation}=reference" for operation in ("norm", "qk_norm", "rotary", "attention", "swiglu")]
+PLAIN = [
+    f"kernels.{operation}=reference" for operation in ("embedding", "norm", "qk_norm", "rotary", "attention", "swiglu")
+]
 PLAIN += [f"kernels.{operation}=reference" for operation in ("linear", "loss", "optimizer")]
 
 

@@ -58,6 +58,10 @@ class Backend:
 
 
 TABLE: Mapping[str, Mapping[str, Backend]] = {
+    "embedding": {
+        "reference": Backend("megatron-core's, a dense gradient"),
+        "torch": Backend("rows of the gradient added straight to the fp32 sum"),
+    },
     "norm": {
         "reference": Backend("plain RMSNorm"),
         "torch": Backend("RMSNorm that keeps its input only"),
