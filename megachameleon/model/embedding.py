@@ -11,6 +11,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
+from megachameleon.model.main_grad import added_to_main_grad
+
 
 class TokenEmbedding(VocabParallelEmbedding):
     """megatron-core's embedding without its dense gradient.
@@ -65,9 +67,7 @@ class _Lookup(torch.autograd.Function):
             total = torch.zeros_like(weight, dtype=torch.float32)
             return None, None, _add_rows(total, ids, grad).to(weight.dtype)
         _add_rows(main_grad, ids, grad)
-        weight.grad_added_to_main_grad = True
-        # DistributedDataParallel's hook wants some gradient to know that this one is ready, and drops it unread.
-        return None, None, weight.detach()
+        return None, None, added_to_main_grad(weight)
 
 
 def _add_rows(total: Tensor, ids: Tensor, grad: Tensor) -> Tensor:

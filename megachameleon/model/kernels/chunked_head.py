@@ -24,6 +24,7 @@ from torch import Tensor
 
 from megachameleon.model.head import Targets, loss_sums
 from megachameleon.model.kernels.linear import add_product
+from megachameleon.model.main_grad import added_to_main_grad
 
 LOG2_E = math.log2(math.e)
 
@@ -116,12 +117,7 @@ class _Gradients:
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """What autograd is told."""
-        if not self.in_place:
-            return self.weight.to(weight.dtype)
-        weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-        # The hook needs some gradient to know that this one is ready, and drops it unread. The weight itself has the
-        # right shape and costs nothing.
-        return weight.detach()
+        return added_to_main_grad(weight) if self.in_place else self.weight.to(weight.dtype)
 
 
 def _run(

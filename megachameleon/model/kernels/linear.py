@@ -17,6 +17,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
 from megachameleon.config import KernelsConfig
+from megachameleon.model.main_grad import added_to_main_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,4 @@ def _weight_gradient(products: Products, grad: Tensor, x: Tensor, weight: Tensor
     if main_grad is None:  # not wrapped for training
         return grad.t() @ x
     products.add_weight_gradient(grad, x, main_grad)
-    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    # DistributedDataParallel's hook wants some gradient to know that this one is ready, and drops it unread.
-    return weight.detach()
+    return added_to_main_grad(weight)
