@@ -6,7 +6,7 @@ import torch
 from megachameleon.tokens.vq import ImageTokenizer
 from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
 from megachameleon.tokens.vq.quantizer import Codebook
-from megachameleon.tokens.vq.tokenizer import CHUNK, flatten, save_image_tokenizer, to_float, to_uint8, unflatten
+from megachameleon.tokens.vq.tokenizer import PATCH_BATCH, flatten, save_image_tokenizer, to_float, to_uint8, unflatten
 
 CONFIG = PatchConfig(
     image_size=16, grid=4, code_dim=8, fine_channels=8, coarse_channels=8, encoder_blocks=1, decoder_blocks=1
@@ -25,9 +25,9 @@ def folder(tmp_path):
 def test_codes_and_pictures_have_the_promised_form(folder):
     tokenizer = ImageTokenizer.load(folder)
     assert (tokenizer.image_size, tokenizer.grid, tokenizer.num_codes) == (16, (4, 4), 12)
-    pictures = torch.randint(0, 256, (CHUNK + 3, 3, 16, 16), dtype=torch.uint8)
+    pictures = torch.randint(0, 256, (PATCH_BATCH + 3, 3, 16, 16), dtype=torch.uint8)
     codes = tokenizer.encode(pictures)
-    assert codes.dtype == torch.int64 and codes.shape == (CHUNK + 3, 16)
+    assert codes.dtype == torch.int64 and codes.shape == (PATCH_BATCH + 3, 16)
     assert len(codes.unique()) > 1
     decoded = tokenizer.decode(codes)
     assert decoded.dtype == torch.uint8 and decoded.shape == pictures.shape

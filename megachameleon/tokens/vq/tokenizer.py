@@ -1,8 +1,10 @@
-"""`ImageTokenizer`: pictures to codes and back, with its two files."""
+"""`ImageTokenizer`: pictures to codes and back by either network, with its two files."""
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,35 @@ from torch import Tensor
 from megachameleon.files import atomic_path, read_json, sha256_of, write_json
 from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
 from megachameleon.tokens.vq.quantizer import Codebook
+from megachameleon.tokens.vq.vqgan import VQGAN, VQGANConfig
+
+Shape = PatchConfig | VQGANConfig
+Network = PatchAutoencoder | VQGAN
 
 CONFIG_FILE = "image_tokenizer.json"
 WEIGHTS_FILE = "image_tokenizer.safetensors"
 FORMAT = 1
-CHUNK = 64
-"""Pictures that pass through the network at once."""
+PRECISIONS = ("fp32", "bf16")
+PATCH_BATCH = 16
+"""Pictures that pass through a `PatchAutoencoder` at once."""
+VQGAN_BATCH = 32
+"""Pictures that pass through a `VQGAN` at once on CUDA, where they fit half of its memory."""
 
 
 class ImageTokenizer:
     """Turns uint8 pictures into codes of a codebook, in raster order, and codes into pictures.
 
-    It computes in fp32. The same call on the same machine gives the same codes; another batch size or device may, very
-    rarely, turn a near tie between two codes the other way.
+    Pictures pass through the network in batches of one size, filled up with black ones, so the codes of a picture do
+    not depend on its company: the same picture on the same machine gets the same codes. Another device may, very rarely,
+    turn a near tie between two codes the other way.
+
+    Args:
+        precision: of the convolutions, `fp32` (never TF32) or `bf16`; distances to codes are always fp32.
     """
 
-    def __init__(self, config: PatchConfig, network: PatchAutoencoder, codebook: Codebook, fingerprint: str) -> None:
+    def __init__(
+        self, config: Shape, network: Network, codebook: Codebook, fingerprint: str, *, precision: str = "fp32"
+    ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._codebook = codebook
         self.image_size = config.image_size
@@ -40,7 +55,13 @@ class ImageTokenizer:
         self.num_codes = codebook.num_codes
         """Number of codes in the codebook."""
         self.fingerprint = fingerprint
-        """A short hash of shape and weights, to compare tokenizers, shards and checkpoints."""
+        """A short hash of shape, weights and precision, to compare tokenizers, shards and checkpoints."""
+        self.precision = precision
+        """`fp32` or `bf16`."""
+        self.can_decode = _has_decoder(network)
+        """False where the weights came without a decoder: it makes codes, but cannot draw them."""
+        self.encode_batch = _batch(config, self.device)
+        """Pictures that pass through the network at once here; more in a call are encoded one batch after the other."""
 
     @property
     def codes_per_image(self) -> int:
@@ -66,33 +87,56 @@ class ImageTokenizer:
                 f"pictures of dtype {pictures.dtype} and shape {tuple(pictures.shape)}; "
                 f"this image tokenizer takes uint8 [B, {', '.join(map(str, expected))}]"
             )
-        if len(pictures) == 0:
-            return torch.empty(0, self.codes_per_image, dtype=torch.int64)
-        codes = [
-            self._codebook.nearest(flatten(self._network.encode(to_float(chunk.to(self.device))))).view(len(chunk), -1)
-            for chunk in pictures.split(CHUNK)
-        ]
-        return torch.cat(codes).to(pictures.device)
+        codes = torch.empty(len(pictures), self.codes_per_image, dtype=torch.int64, device=self.device)
+        with self._numerics():
+            for start in range(0, len(pictures), self.encode_batch):
+                chunk = pictures[start : start + self.encode_batch].to(self.device)
+                codes[start : start + self.encode_batch] = self._encode_chunk(chunk)
+        return codes.to(pictures.device)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | np.ndarray) -> Tensor:
         """Codes int64 [B, codes_per_image] to pictures uint8 [B, 3, image_size, image_size], on the same device.
 
         Raises:
-            ValueError: another shape, or a code outside the codebook.
+            ValueError: another shape, a code outside the codebook, or weights without a decoder.
         """
+        if not self.can_decode:
+            raise ValueError(
+                "this image tokenizer was imported without a decoder (Hugging Face's files leave it out), so it makes "
+                "codes and cannot draw them; import Meta's vqgan.ckpt instead"
+            )
         codes = torch.as_tensor(codes)
         if codes.ndim != 2 or codes.shape[1] != self.codes_per_image:
             raise ValueError(f"codes of shape {tuple(codes.shape)}; expected [B, {self.codes_per_image}]")
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
             raise ValueError(f"codes {int(codes.min())}..{int(codes.max())} are outside 0..{self.num_codes - 1}")
-        if len(codes) == 0:
-            return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        pictures = [
-            to_uint8(self._network.decode(unflatten(self._codebook.lookup(chunk.to(self.device)), self.grid)))
-            for chunk in codes.long().split(CHUNK)
-        ]
-        return torch.cat(pictures).to(codes.device)
+        size = (len(codes), 3, self.image_size, self.image_size)
+        pictures = torch.empty(size, dtype=torch.uint8, device=self.device)
+        with self._numerics():
+            for start in range(0, len(codes), self.encode_batch):
+                chunk = codes[start : start + self.encode_batch].long().to(self.device)
+                decoded = self._network.decode(unflatten(self._codebook.lookup(chunk), self.grid))
+                pictures[start : start + self.encode_batch] = to_uint8(decoded)
+        return pictures.to(codes.device)
+
+    def _encode_chunk(self, pictures: Tensor) -> Tensor:
+        missing = self.encode_batch - len(pictures)
+        batch = torch.cat([pictures, pictures.new_zeros(missing, *pictures.shape[1:])]) if missing else pictures
+        indices = self._codebook.nearest(flatten(self._network.encode(to_float(batch))))
+        return indices.view(self.encode_batch, -1)[: len(pictures)]
+
+    @contextmanager
+    def _numerics(self) -> Iterator[None]:
+        """No TF32, which torch allows in convolutions; the setting is the process's, so it is put back."""
+        convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+        before = convolutions.fp32_precision, products.fp32_precision
+        convolutions.fp32_precision = products.fp32_precision = "ieee"
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                yield
+        finally:
+            convolutions.fp32_precision, products.fp32_precision = before
 
     @classmethod
     def load(cls, folder: Path, device: torch.device = torch.device("cpu")) -> "ImageTokenizer":  # noqa: B008
@@ -103,39 +147,55 @@ class ImageTokenizer:
         """
         folder = Path(folder)
         header = read_json(folder / CONFIG_FILE)
-        config, num_codes, weights_hash = _parse_header(header, folder / CONFIG_FILE)
+        parsed = _parse_header(header, folder / CONFIG_FILE)
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
             raise ValueError(f"{weights}: no such file; train the image tokenizer again or copy both of its files")
-        if sha256_of(weights) != weights_hash:
+        if sha256_of(weights) != parsed.weights_sha256:
             raise ValueError(f"{weights}: does not match {CONFIG_FILE} beside it; copy both files again")
-        network, codebook = PatchAutoencoder(config), Codebook(num_codes, config.code_dim)
+        codebook = Codebook(parsed.num_codes, parsed.config.code_dim)
+        with torch.device("meta"):
+            network = parsed.make_network()
         try:
             tensors = load_file(weights)
+            if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+                raise ValueError("not all of them are fp32")
             codebook.load_state_dict({"codes": tensors.pop("codebook.codes")})
-            network.load_state_dict(tensors)
-        except (SafetensorError, RuntimeError, KeyError) as error:
+            network.load_state_dict(tensors, assign=True)
+        except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{weights}: not the weights that {CONFIG_FILE} describes ({error})") from None
-        return cls(config, network.to(device), codebook.to(device), _fingerprint(header))
+        network, codebook, fingerprint = network.to(device), codebook.to(device), _fingerprint(header)
+        return cls(parsed.config, network, codebook, fingerprint, precision=parsed.precision)
 
 
 def save_image_tokenizer(
-    folder: Path, config: PatchConfig, network: PatchAutoencoder, codebook: Codebook, provenance: dict[str, Any]
+    folder: Path,
+    config: Shape,
+    network: Network,
+    codebook: Codebook,
+    provenance: dict[str, Any],
+    *,
+    precision: str = "fp32",
 ) -> None:
     """Write the weights, then the JSON file that describes them and marks them complete.
 
     Args:
         provenance: plain values that say how it was made; kept, not interpreted.
+        precision: in which it is to compute; the weights are fp32 in any case.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} must be {' or '.join(PRECISIONS)}")
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in network.state_dict().items()}
     tensors["codebook.codes"] = codebook.codes.detach().contiguous().cpu()
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary)
     header = {
         "format": FORMAT,
-        "network": "patch",
+        "network": "vqgan" if isinstance(network, VQGAN) else "patch",
         "config": asdict(config),
         "num_codes": codebook.num_codes,
+        "precision": precision,
+        "can_decode": _has_decoder(network),
         "weights_sha256": sha256_of(folder / WEIGHTS_FILE),
         "provenance": provenance,
     }
@@ -162,13 +222,52 @@ def unflatten(vectors: Tensor, grid: tuple[int, int]) -> Tensor:
     return vectors.reshape(-1, *grid, vectors.shape[-1]).permute(0, 3, 1, 2)
 
 
-def _parse_header(header: Any, path: Path) -> tuple[PatchConfig, int, str]:
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    config: Shape
+    num_codes: int
+    precision: str
+    can_decode: bool
+    weights_sha256: str
+
+    def make_network(self) -> Network:
+        if isinstance(self.config, VQGANConfig):
+            return VQGAN(self.config, with_decoder=self.can_decode)
+        return PatchAutoencoder(self.config)
+
+
+def _parse_header(header: Any, path: Path) -> _Header:
+    """Folders from before there were precisions and networks without decoder do not name them."""
+    shapes = {"patch": PatchConfig, "vqgan": VQGANConfig}
     try:
-        if (header["format"], header["network"]) != (FORMAT, "patch"):
+        if header["format"] != FORMAT or header["network"] not in shapes:
             raise ValueError(f"format {header['format']} of network {header['network']!r} is unknown to this version")
-        return PatchConfig(**header["config"]), int(header["num_codes"]), str(header["weights_sha256"])
+        parsed = _Header(
+            config=shapes[header["network"]](**header["config"]),
+            num_codes=int(header["num_codes"]),
+            precision=str(header.get("precision", "fp32")),
+            can_decode=bool(header.get("can_decode", True)),
+            weights_sha256=str(header["weights_sha256"]),
+        )
+        if parsed.precision not in PRECISIONS:
+            raise ValueError(f"precision {parsed.precision!r} is unknown to this version")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: does not describe an image tokenizer ({error}); train it again") from None
+    return parsed
+
+
+def _has_decoder(network: Network) -> bool:
+    return not isinstance(network, VQGAN) or network.decoder is not None
+
+
+def _batch(config: Shape, device: torch.device) -> int:
+    if isinstance(config, PatchConfig):
+        return PATCH_BATCH
+    if device.type != "cuda":
+        return 1
+    # Four activations of full resolution live at once.
+    needed = 4 * 4 * config.base_channels * config.image_size**2
+    return max(1, min(VQGAN_BATCH, torch.cuda.get_device_properties(device).total_memory // (2 * needed)))
 
 
 def _fingerprint(header: dict[str, Any]) -> str:
