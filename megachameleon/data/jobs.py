@@ -15,7 +15,8 @@ from megachameleon.console import ProgressTask, progress_bar
 from megachameleon.data.manifest import ShardManifest
 from megachameleon.data.plan import Plan, Unit
 from megachameleon.data.preprocessing import RunOptions, require_room, run_unit, unit_problem
-from megachameleon.data.shards import ShardReader, ShardWriter
+from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards import ShardReader
 
 
 @dataclass(frozen=True, slots=True)

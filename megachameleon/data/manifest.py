@@ -46,6 +46,8 @@ class ShardManifest:
     """Damaged records set aside, by file."""
     filtered: int = 0
     """Good records left out by choice, such as pictures without a caption in the chosen languages."""
+    duplicates: int = 0
+    """Documents left out because an equal one comes earlier in the plan."""
     options: dict[str, Any] = field(default_factory=dict)
     """How records became documents."""
 

@@ -20,7 +20,8 @@ from megachameleon.data.manifest import FileRecord, ShardManifest
 from megachameleon.data.picture_codes import CodeCache, PictureCoder
 from megachameleon.data.plan import Plan, PlannedInput, Unit, make_units
 from megachameleon.data.records import BadRecord, Record
-from megachameleon.data.shards import ShardReader, ShardWriter, being_written, shard_file
+from megachameleon.data.shard_writer import ShardWriter, writers_of
+from megachameleon.data.shards import ShardReader, shard_file
 from megachameleon.data.sources import find_sources, read_source, survey_source
 from megachameleon.data.tar_source import DamagedArchiveError
 from megachameleon.files import require_free_space, sha256_of, write_text
@@ -124,7 +125,7 @@ def load_tokenizers(
 def unit_problem(plan: Plan, folder: Path, unit: Unit) -> str | None:
     """Why a unit still has to be run; None when its shard is there, opens, and was made by this plan."""
     if not shard_file(folder / unit.name, ".json").exists():
-        return "being made by another run" if being_written(folder / unit.name) else "not run"
+        return "being made by another run" if writers_of(folder / unit.name) else "not run"
     try:
         manifest = ShardReader(folder / unit.name).manifest
     except ValueError as error:

@@ -17,7 +17,7 @@
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 
@@ -29,7 +29,14 @@ SPANS_MAGIC = b"MCSPANS\x00"
 SPANS_HEADER = struct.Struct("<8sQQQ")
 
 
-def write_idx(file: BinaryIO, lengths: np.ndarray, dtype: np.dtype) -> None:
+class Writable(Protocol):
+    """What the index files are written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append bytes."""
+
+
+def write_idx(file: Writable, lengths: np.ndarray, dtype: np.dtype) -> None:
     """Write an `.idx` for documents of these lengths (in tokens) in ids of this dtype."""
     n = len(lengths)
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
@@ -65,7 +72,7 @@ def read_idx(path: Path, dtype: np.dtype) -> np.ndarray:
     return lengths
 
 
-def write_spans(file: BinaryIO, counts: np.ndarray, spans: np.ndarray) -> None:
+def write_spans(file: Writable, counts: np.ndarray, spans: np.ndarray) -> None:
     """Write a `.spans`: pictures by document [n] and all their (start, length) [m, 2]."""
     first = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
     file.write(SPANS_HEADER.pack(SPANS_MAGIC, 1, len(counts), len(spans)))

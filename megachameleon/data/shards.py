@@ -5,192 +5,25 @@ sequence a document, `PREFIX.spans` (where pictures lie) and `PREFIX.json`, the 
 has no matching manifest does not exist. The formats are in `shard_format`.
 """
 
-import glob
 import hashlib
-import os
-import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import psutil
 
-from megachameleon.data.manifest import DATA_SUFFIXES, FileRecord, ShardManifest, is_shard_manifest
+from megachameleon.data.document_checks import find_pictures, require_ids
+from megachameleon.data.manifest import DATA_SUFFIXES, ShardManifest, is_shard_manifest
 from megachameleon.data.plan import PLAN_FILE, planned_units
-from megachameleon.data.shard_format import read_idx, read_spans, write_idx, write_spans
-from megachameleon.files import read_json, sha256_of, sync_directory
-from megachameleon.tokens.vocabulary import Vocabulary
+from megachameleon.data.shard_format import read_idx, read_spans
+from megachameleon.files import read_json, sha256_of
 
-WRITE_BUFFER = 1 << 22
+VERIFY_BLOCK = 1 << 22
 
 
 def shard_file(prefix: Path, suffix: str) -> Path:
     """`prefix` + `suffix`; unlike Path.with_suffix, dots in the prefix stay."""
     return prefix.with_name(prefix.name + suffix)
-
-
-def find_image_spans(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Where pictures lie in a document: int32 [n, 2] of (start, length), begin and end ids included.
-
-    Raises:
-        ValueError: a picture is torn: codes or an end without a begin, too few or too many codes.
-    """
-    starts = np.flatnonzero(ids == vocabulary.begin_image)
-    length = vocabulary.image_length
-    is_code = vocabulary.is_image_code(ids)
-    num_ends = np.count_nonzero(ids == vocabulary.end_image)
-    whole = num_ends == len(starts) and np.count_nonzero(is_code) == len(starts) * vocabulary.codes_per_image
-    if whole and len(starts):
-        whole = starts[-1] + length <= len(ids) and (ids[starts + length - 1] == vocabulary.end_image).all()
-    if whole and len(starts):
-        inner = starts[:, None] + np.arange(1, length - 1)
-        whole = bool(is_code[inner].all())
-    if not whole:
-        raise ValueError(
-            f"document: {len(starts)} begin_image, {np.count_nonzero(is_code)} picture codes and {num_ends} end_image "
-            f"do not make whole pictures of {vocabulary.codes_per_image} codes"
-        )
-    return np.stack((starts, np.full_like(starts, length)), axis=1).astype(np.int32)
-
-
-class ShardWriter:
-    """Writes one shard; nothing of it exists until `commit`.
-
-        with ShardWriter(prefix, vocabulary, tokenizer=...) as writer:
-            writer.add(ids)
-            writer.commit(inputs=...)
-
-    Two writers of the same prefix do not disturb each other: each writes its own temporary files.
-    """
-
-    def __init__(
-        self, prefix: Path, vocabulary: Vocabulary, *, tokenizer: str, image_tokenizer: str | None = None
-    ) -> None:
-        """
-        Args:
-            prefix: path without suffix, `folder/name`.
-            tokenizer: fingerprint of the text tokenizer.
-            image_tokenizer: fingerprint of the picture tokenizer, if any.
-        """
-        self.prefix = prefix
-        self.vocabulary = vocabulary
-        self._tokenizer, self._image_tokenizer = tokenizer, image_tokenizer
-        self._dtype = np.dtype(vocabulary.token_dtype).newbyteorder("<")
-        self._lengths: list[int] = []
-        self._span_counts: list[int] = []
-        self._spans: list[np.ndarray] = []
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(prefix)
-        self._temporary = {suffix: _temporary_file(prefix, suffix, str(os.getpid())) for suffix in DATA_SUFFIXES}
-        self._bin = self._temporary[".bin"].open("wb", buffering=WRITE_BUFFER)
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bin.close()
-        for path in self._temporary.values():
-            path.unlink(missing_ok=True)
-
-    def add(self, ids: Sequence[int] | np.ndarray) -> None:
-        """Append one document, bos and eos included.
-
-        Raises:
-            ValueError: empty, an id outside the vocabulary, or a torn picture. The shard stays as it was.
-        """
-        array = np.asarray(ids)
-        if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
-            raise ValueError(f"document: expected a row of ids, got shape {array.shape} of {array.dtype}")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.vocabulary.size:
-            raise ValueError(
-                f"document: id {low if low < 0 else high} is outside the vocabulary 0..{self.vocabulary.size - 1}; "
-                "the tokenizer does not belong to this vocabulary"
-            )
-        spans = find_image_spans(array, self.vocabulary)
-        self._bin.write(array.astype(self._dtype, copy=False).tobytes())
-        self._lengths.append(len(array))
-        self._span_counts.append(len(spans))
-        self._spans.append(spans)
-
-    def commit(
-        self,
-        *,
-        inputs: Iterable[FileRecord] = (),
-        quarantined: dict[str, int] | None = None,
-        filtered: int = 0,
-        options: dict[str, Any] | None = None,
-    ) -> ShardManifest:
-        """Flush, rename into place and write the manifest; a shard of this name from before is replaced.
-
-        Args: the fields of `ShardManifest` that the writer cannot know.
-        """
-        lengths = np.array(self._lengths, dtype=np.int64)
-        spans = np.concatenate(self._spans) if self._spans else np.empty((0, 2), dtype=np.int32)
-        self._bin.flush()
-        os.fsync(self._bin.fileno())
-        self._bin.close()
-        with self._temporary[".idx"].open("wb") as file:
-            write_idx(file, lengths, self._dtype)
-            os.fsync(file.fileno())
-        with self._temporary[".spans"].open("wb") as file:
-            write_spans(file, np.array(self._span_counts, dtype=np.int64), spans)
-            os.fsync(file.fileno())
-        manifest = ShardManifest(
-            vocabulary=self.vocabulary,
-            tokenizer=self._tokenizer,
-            image_tokenizer=self._image_tokenizer,
-            dtype=self._dtype.name,
-            num_documents=len(lengths),
-            num_tokens=int(lengths.sum()),
-            num_image_tokens=int(spans[:, 1].sum()),
-            num_images=len(spans),
-            files={suffix: self._record(suffix) for suffix in DATA_SUFFIXES},
-            inputs=tuple(inputs),
-            quarantined=dict(quarantined or {}),
-            filtered=filtered,
-            options=dict(options or {}),
-        )
-        self._publish(manifest)
-        return manifest
-
-    def _record(self, suffix: str) -> FileRecord:
-        path = self._temporary[suffix]
-        return FileRecord(name=self.prefix.name + suffix, bytes=path.stat().st_size, sha256=sha256_of(path))
-
-    def _publish(self, manifest: ShardManifest) -> None:
-        manifest_path = shard_file(self.prefix, ".json")
-        manifest_path.unlink(missing_ok=True)  # an old manifest must not vouch for new data,
-        sync_directory(self.prefix.parent)  # nor come back beside it after a crash
-        for suffix, path in self._temporary.items():
-            path.replace(shard_file(self.prefix, suffix))
-        sync_directory(self.prefix.parent)
-        manifest.save(manifest_path)
-
-
-def being_written(prefix: Path) -> bool:
-    """Whether another process on this machine is writing the shard."""
-    pattern = _temporary_file(prefix.with_name(glob.escape(prefix.name)), ".bin", "*").name
-    processes = [path.name.split(".")[-2] for path in prefix.parent.glob(pattern)]
-    return any(p.isdecimal() and int(p) != os.getpid() and psutil.pid_exists(int(p)) for p in processes)
-
-
-def _temporary_file(prefix: Path, suffix: str, process: str) -> Path:
-    return prefix.with_name(f".{prefix.name}{suffix}.{socket.gethostname()}.{process}.tmp")
-
-
-def _remove_orphans(prefix: Path) -> None:
-    """Remove what writers of this shard have left that were killed on this machine; they cannot come back."""
-    for suffix in DATA_SUFFIXES:
-        pattern = _temporary_file(prefix.with_name(glob.escape(prefix.name)), suffix, "*").name
-        for path in prefix.parent.glob(pattern):
-            process = path.name.split(".")[-2]
-            if process.isdecimal() and not psutil.pid_exists(int(process)):
-                path.unlink(missing_ok=True)
 
 
 class ShardReader:
@@ -250,9 +83,26 @@ class ShardReader:
             path, record = shard_file(self.prefix, suffix), self.manifest.files[suffix]
             if sha256_of(path) != record.sha256:
                 raise ValueError(f"{path}: its SHA-256 is not the manifest's, so the file was changed; {remedy}")
-        for index in range(len(self)):
-            if not np.array_equal(find_image_spans(self.document(index), self.vocabulary), self.image_spans(index)):
-                raise ValueError(f"{self.prefix}: spans of document {index} do not match its ids; {remedy}")
+        for begin, end in self._blocks(VERIFY_BLOCK):
+            ids = self._ids[self._ends[begin] - self.lengths[begin] : self._ends[end - 1]]
+            try:
+                require_ids(ids, self.lengths[begin:end], self.vocabulary, first=begin)
+                counts, spans = find_pictures(ids, self.lengths[begin:end], self.vocabulary, first=begin)
+            except ValueError as error:
+                raise ValueError(f"{self.prefix}: {error}; {remedy}") from None
+            stored = self._spans[self._first[begin] : self._first[end]]
+            if not (np.array_equal(counts, self.num_images[begin:end]) and np.array_equal(spans, stored)):
+                where = f"documents {begin}..{end - 1}"
+                raise ValueError(f"{self.prefix}: spans of {where} do not match their ids; {remedy}")
+
+    def _blocks(self, num_ids: int) -> Iterator[tuple[int, int]]:
+        """Ranges of documents, each of about `num_ids` ids or of one document."""
+        begin = 0
+        while begin < len(self):
+            target = self._ends[begin] - self.lengths[begin] + num_ids
+            end = max(begin + 1, int(np.searchsorted(self._ends, target, side="right")))
+            yield begin, end
+            begin = end
 
     def _check_size(self, suffix: str) -> None:
         path, expected = shard_file(self.prefix, suffix), self.manifest.files[suffix].bytes

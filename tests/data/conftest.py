@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from megachameleon.data.shards import Dataset, ShardWriter
+from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards import Dataset
 from megachameleon.tokens.text_training import train_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig

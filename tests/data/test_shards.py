@@ -6,8 +6,10 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
+from megachameleon.data.document_checks import find_image_spans
 from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.shards import Dataset, ShardReader, ShardWriter, find_image_spans
+from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards import Dataset, ShardReader
 from megachameleon.tokens.vocabulary import Vocabulary
 
 
@@ -79,6 +81,36 @@ def test_a_shard_without_manifest_says_to_run_again(tmp_path, documents, write_s
 def test_ids_outside_the_vocabulary_are_refused(tmp_path, vocabulary, bad):
     with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer, pytest.raises(ValueError, match="document"):
         writer.add(bad)
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "what"),
+    [
+        ([0, 60, 2, 0, 2], [3, 3], "5 came"),
+        ([0, 60, 2, 0, 2], [3, 1], "5 came"),
+        ([0, 60, 2, 0, 2], [3, 0, 2], "document 2: 0 "),
+        ([0, 60, 2, 0, 2], [2**63 - 1, 6, 2**63 - 1], "document 1: "),
+        ([0, 60, 2, 0, 128], [3, 2], r"document 2: id 128 is outside the vocabulary 0\.\.127"),
+        ([0, -1, 2, 0, 2], [3, 2], "document 1: id -1 is outside"),
+        ([0, 60, 2, 12, 2], [3, 2], "document 2: 0 begin_image, 0 picture codes and 1 end_image"),
+        ([0, 13, 5, 5, 5, 5, 12, 2], [4, 4], "document 1: 1 begin_image, 2 picture codes and 0 end_image"),
+    ],
+)
+def test_a_block_is_refused_whole_and_the_document_is_named(tmp_path, vocabulary, ids, lengths, what):
+    assert (vocabulary.end_image, vocabulary.begin_image) == (12, 13)
+    with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
+        writer.add([0, 70, 2])
+        with pytest.raises(ValueError, match=what):
+            writer.add_many(np.array(ids), np.array(lengths))
+        writer.commit()
+    assert Dataset.open(tmp_path / "x").document(0).tolist() == [0, 70, 2]
+
+
+def test_a_document_longer_than_the_index_can_count_is_refused(tmp_path, vocabulary):
+    with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
+        endless = np.broadcast_to(np.uint8(70), 2**31)  # takes no memory
+        with pytest.raises(ValueError, match="2,147,483,647"):
+            writer.add(endless)
 
 
 def test_torn_pictures_are_refused(vocabulary, make_document):
@@ -183,7 +215,7 @@ def test_an_old_manifest_is_gone_for_good_before_new_data_comes(tmp_path, docume
     def look(folder):
         states.append(((tmp_path / "x.json").exists(), (tmp_path / "x.bin").read_bytes() == old))
 
-    monkeypatch.setattr("megachameleon.data.shards.sync_directory", look)
+    monkeypatch.setattr("megachameleon.data.shard_writer.sync_directory", look)
     write_shard(tmp_path / "x", documents[1:])
     assert states == [(False, True), (False, False)]
 

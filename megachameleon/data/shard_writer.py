@@ -1,0 +1,291 @@
+"""Writing a shard: everything under temporary names, hashed on the way, renamed when whole, the manifest last."""
+
+import glob
+import hashlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import psutil
+
+from megachameleon.data.document_checks import MAX_DOCUMENT_LENGTH, find_pictures, require_ids
+from megachameleon.data.manifest import DATA_SUFFIXES, FileRecord, ShardManifest
+from megachameleon.data.shard_format import write_idx, write_spans
+from megachameleon.data.shards import shard_file
+from megachameleon.files import sha256_of, sync_directory
+from megachameleon.tokens.vocabulary import Vocabulary
+
+WRITE_BUFFER = 1 << 22
+STALE_AFTER = 120.0
+"""Seconds after which what another machine holds for a moment (a lock of renames) counts as left behind."""
+SILENT_AFTER = 900.0
+"""Seconds without a write after which a writer on another machine is no longer called running."""
+
+
+class ShardWriter:
+    """Writes one shard; nothing of it exists until `commit`.
+
+        with ShardWriter(prefix, vocabulary, tokenizer=...) as writer:
+            writer.add(ids)
+            writer.commit(inputs=...)
+
+    Two writers of the same prefix, also on two machines, do not disturb each other: each writes its own temporary
+    files, and only one at a time puts them in place.
+    """
+
+    def __init__(
+        self, prefix: Path, vocabulary: Vocabulary, *, tokenizer: str, image_tokenizer: str | None = None
+    ) -> None:
+        """
+        Args:
+            prefix: path without suffix, `folder/name`.
+            tokenizer: fingerprint of the text tokenizer.
+            image_tokenizer: fingerprint of the picture tokenizer, if any.
+        """
+        self.prefix = prefix
+        self.vocabulary = vocabulary
+        self._tokenizer, self._image_tokenizer = tokenizer, image_tokenizer
+        self._dtype = np.dtype(vocabulary.token_dtype).newbyteorder("<")
+        self.num_documents = 0
+        """Documents so far."""
+        self._lengths: list[np.ndarray] = []
+        self._span_counts: list[np.ndarray] = []
+        self._spans: list[np.ndarray] = []
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(prefix)
+        writer = f"{uuid.uuid4().hex[:8]}.{os.getpid()}"
+        self._temporary = {suffix: _temporary_file(prefix, suffix, writer) for suffix in DATA_SUFFIXES}
+        self._bin = _HashedFile(self._temporary[".bin"])
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # a full disk fails once more when buffers are flushed
+            self._bin.close()
+        for path in self._temporary.values():
+            path.unlink(missing_ok=True)
+
+    def add(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Append one document, bos and eos included.
+
+        Raises:
+            ValueError: empty, an id outside the vocabulary, or a torn picture. The shard stays as it was.
+        """
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"document: expected a row of ids, got shape {array.shape} of {array.dtype}")
+        self.add_block(array, np.array([len(array)]))
+
+    def add_block(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append several documents at once.
+
+        Args:
+            ids: integers [sum of lengths], the documents one after the other.
+            lengths: integers [documents], each at least 1.
+
+        Raises:
+            ValueError: lengths that do not fit, an id outside the vocabulary, or a torn picture; names the document.
+                The shard stays as it was.
+        """
+        impossible = np.flatnonzero((lengths < 1) | (lengths > MAX_DOCUMENT_LENGTH))
+        if len(impossible):
+            raise ValueError(
+                f"document {self.num_documents + impossible[0]}: {lengths[impossible[0]]:,} of {len(ids):,} ids; "
+                f"a document has at least 1 and at most {MAX_DOCUMENT_LENGTH:,}"
+            )
+        if int(lengths.sum()) != len(ids):
+            raise ValueError(f"documents: {int(lengths.sum())} ids by their lengths, but {len(ids)} came")
+        require_ids(ids, lengths, self.vocabulary, first=self.num_documents)
+        counts, spans = find_pictures(ids, lengths, self.vocabulary, first=self.num_documents)
+        self._bin.write(np.ascontiguousarray(ids, dtype=self._dtype).data)
+        self._lengths.append(lengths)
+        self.num_documents += len(lengths)
+        self._span_counts.append(counts)
+        self._spans.append(spans)
+
+    def copy(self, blob: Iterable[bytes], lengths: np.ndarray, counts: np.ndarray, spans: np.ndarray) -> None:
+        """Append documents of another shard of the same vocabulary as they are, unchecked.
+
+        Args:
+            blob: the other shard's `.bin` in pieces.
+            lengths: int64 [documents] in ids.
+            counts: int64 [documents], pictures of each.
+            spans: int32 [pictures, 2], as in `.spans`.
+        """
+        self.num_documents += len(lengths)
+        for piece in blob:
+            self._bin.write(piece)
+        self._lengths.append(lengths)
+        self._span_counts.append(counts)
+        self._spans.append(spans)
+
+    def commit(
+        self,
+        *,
+        inputs: Iterable[FileRecord] = (),
+        quarantined: dict[str, int] | None = None,
+        filtered: int = 0,
+        duplicates: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> ShardManifest:
+        """Flush, rename into place and write the manifest; a shard of this name from before is replaced.
+
+        Args: the fields of `ShardManifest` that the writer cannot know.
+        """
+        lengths = np.concatenate([*self._lengths, np.empty(0, np.int64)])
+        counts = np.concatenate([*self._span_counts, np.empty(0, np.int64)])
+        spans = np.concatenate([*self._spans, np.empty((0, 2), np.int32)])
+        idx, spans_file = _HashedFile(self._temporary[".idx"]), _HashedFile(self._temporary[".spans"])
+        write_idx(idx, lengths, self._dtype)
+        write_spans(spans_file, counts, spans)
+        files = {}
+        for suffix, file in ((".bin", self._bin), (".idx", idx), (".spans", spans_file)):
+            file.close(sync=True)
+            files[suffix] = FileRecord(name=self.prefix.name + suffix, bytes=file.bytes, sha256=file.sha256)
+        manifest = ShardManifest(
+            vocabulary=self.vocabulary,
+            tokenizer=self._tokenizer,
+            image_tokenizer=self._image_tokenizer,
+            dtype=self._dtype.name,
+            num_documents=len(lengths),
+            num_tokens=int(lengths.sum()),
+            num_image_tokens=int(spans[:, 1].sum(dtype=np.int64)),
+            num_images=len(spans),
+            files=files,
+            inputs=tuple(inputs),
+            quarantined=dict(quarantined or {}),
+            filtered=filtered,
+            duplicates=duplicates,
+            options=dict(options or {}),
+        )
+        self._publish(manifest)
+        return manifest
+
+    def _publish(self, manifest: ShardManifest) -> None:
+        manifest_path = shard_file(self.prefix, ".json")
+        with _alone(self.prefix):
+            if _is_there(self.prefix, manifest):
+                return  # another run has just made the very same
+            manifest_path.unlink(missing_ok=True)  # an old manifest must not vouch for new data,
+            sync_directory(self.prefix.parent)  # nor come back beside it after a crash
+            for suffix, path in self._temporary.items():
+                path.replace(shard_file(self.prefix, suffix))
+            sync_directory(self.prefix.parent)
+            manifest.save(manifest_path)
+
+
+class _HashedFile:
+    """A new file whose SHA-256 is known when it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=WRITE_BUFFER)
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._file.write(data)
+        self._hash.update(data)
+        size = memoryview(data).nbytes
+        self.bytes += size
+        return size
+
+    def close(self, *, sync: bool = False) -> None:
+        if sync:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def writers_of(prefix: Path) -> list[str]:
+    """Who seems to be writing the shard now: processes of this machine, and other machines that wrote lately."""
+    found = []
+    for path in sorted(prefix.parent.glob(f".{glob.escape(prefix.name)}.bin.*.tmp")):
+        host, process = _writer_of(path, prefix)
+        if host == socket.gethostname():
+            alive = process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))
+        else:
+            alive = _age(path) < SILENT_AFTER
+        if alive:
+            found.append(f"{host}, process {process}")
+    return found
+
+
+def _writer_of(path: Path, prefix: Path) -> tuple[str, str]:
+    """Host and process that a temporary file's name tells."""
+    host, _, rest = path.name.removeprefix(f".{prefix.name}.bin.").removesuffix(".tmp").rpartition(".")
+    stem, _, token = host.rpartition(".")
+    return (stem if stem and len(token) == 8 else host), rest
+
+
+def _temporary_file(prefix: Path, suffix: str, writer: str) -> Path:
+    return prefix.with_name(f".{prefix.name}{suffix}.{socket.gethostname()}.{writer}.tmp")
+
+
+def _remove_orphans(prefix: Path) -> None:
+    """Remove what writers of this shard have left that were killed on this machine; they cannot come back."""
+    for suffix in DATA_SUFFIXES:
+        pattern = _temporary_file(prefix.with_name(glob.escape(prefix.name)), suffix, "*").name
+        for path in prefix.parent.glob(pattern):
+            process = path.name.split(".")[-2]
+            if process.isdecimal() and not psutil.pid_exists(int(process)):
+                path.unlink(missing_ok=True)
+
+
+def _is_there(prefix: Path, manifest: ShardManifest) -> bool:
+    try:
+        if ShardManifest.load(shard_file(prefix, ".json")) != manifest:
+            return False
+        return all(sha256_of(shard_file(prefix, s)) == record.sha256 for s, record in manifest.files.items())
+    except (ValueError, OSError):
+        return False
+
+
+@contextmanager
+def _alone(prefix: Path) -> Iterator[None]:
+    """Keep other writers, of all machines that see the folder, from renaming files of this shard meanwhile."""
+    lock = prefix.with_name(f".{prefix.name}.lock")
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            break
+        except FileExistsError:
+            if _left_behind(lock):
+                lock.unlink(missing_ok=True)
+            else:
+                time.sleep(0.02)
+    try:
+        os.write(descriptor, f"{socket.gethostname()} {os.getpid()}".encode())
+        os.close(descriptor)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _left_behind(lock: Path) -> bool:
+    try:
+        host, _, process = lock.read_text().partition(" ")
+    except FileNotFoundError:
+        return False
+    if host == socket.gethostname() and process.isdecimal():
+        return not psutil.pid_exists(int(process))
+    return _age(lock) > STALE_AFTER
+
+
+def _age(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
