@@ -45,6 +45,27 @@ def find_pictures(
     raise _torn(ids, lengths, vocabulary, first)
 
 
+def checked_lengths(ids: np.ndarray, lengths: np.ndarray, *, first: int = 0) -> np.ndarray:
+    """`lengths` as int64, if documents of these lengths make up `ids`.
+
+    Raises:
+        ValueError: not rows of integers, an empty or a too long document, or another sum.
+    """
+    for name, array in (("ids", ids), ("lengths", lengths)):
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"document {first}: expected a row of {name}, got shape {array.shape} of {array.dtype}")
+    lengths = lengths.astype(np.int64)
+    wrong = np.flatnonzero((lengths < 1) | (lengths > min(len(ids), MAX_DOCUMENT_LENGTH)))
+    if len(wrong):
+        raise ValueError(
+            f"document {first + wrong[0]}: {lengths[wrong[0]]:,} of {len(ids):,} ids; "
+            f"a document has at least one and at most {MAX_DOCUMENT_LENGTH:,}"
+        )
+    if lengths.sum() != len(ids):
+        raise ValueError(f"document {first} and following: {lengths.sum():,} ids by lengths, but {len(ids):,} came")
+    return lengths
+
+
 def require_ids(ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary, *, first: int = 0) -> None:
     """Refuse ids that the vocabulary does not have; a narrower dtype would turn them into others.
 

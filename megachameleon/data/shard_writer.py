@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from megachameleon.data.document_checks import MAX_DOCUMENT_LENGTH, find_pictures, require_ids
+from megachameleon.data.document_checks import checked_lengths, find_pictures, require_ids
 from megachameleon.data.manifest import DATA_SUFFIXES, FileRecord, ShardManifest
 from megachameleon.data.shard_format import write_idx, write_spans
 from megachameleon.data.shards import shard_file
@@ -82,9 +82,7 @@ class ShardWriter:
             ValueError: empty, an id outside the vocabulary, or a torn picture. The shard stays as it was.
         """
         array = np.asarray(ids)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(f"document: expected a row of ids, got shape {array.shape} of {array.dtype}")
-        self.add_block(array, np.array([len(array)]))
+        self.add_block(array, np.array([array.size]))
 
     def add_block(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Append several documents at once.
@@ -97,14 +95,7 @@ class ShardWriter:
             ValueError: lengths that do not fit, an id outside the vocabulary, or a torn picture; names the document.
                 The shard stays as it was.
         """
-        impossible = np.flatnonzero((lengths < 1) | (lengths > MAX_DOCUMENT_LENGTH))
-        if len(impossible):
-            raise ValueError(
-                f"document {self.num_documents + impossible[0]}: {lengths[impossible[0]]:,} of {len(ids):,} ids; "
-                f"a document has at least 1 and at most {MAX_DOCUMENT_LENGTH:,}"
-            )
-        if int(lengths.sum()) != len(ids):
-            raise ValueError(f"documents: {int(lengths.sum())} ids by their lengths, but {len(ids)} came")
+        lengths = checked_lengths(ids, lengths, first=self.num_documents)
         require_ids(ids, lengths, self.vocabulary, first=self.num_documents)
         counts, spans = find_pictures(ids, lengths, self.vocabulary, first=self.num_documents)
         self._bin.write(np.ascontiguousarray(ids, dtype=self._dtype).data)

@@ -101,7 +101,7 @@ def test_a_block_is_refused_whole_and_the_document_is_named(tmp_path, vocabulary
     with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
         writer.add([0, 70, 2])
         with pytest.raises(ValueError, match=what):
-            writer.add_many(np.array(ids), np.array(lengths))
+            writer.add_block(np.array(ids), np.array(lengths))
         writer.commit()
     assert Dataset.open(tmp_path / "x").document(0).tolist() == [0, 70, 2]
 
