@@ -138,6 +138,19 @@ def test_damaged_files_are_refused(tmp_path, documents, write_shard, suffix):
         Dataset.open(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".idx", ".spans"])
+def test_a_flipped_bit_of_an_index_is_found_when_the_shard_is_opened(tmp_path, documents, write_shard, suffix):
+    write_shard(tmp_path / "x", documents)
+    path = tmp_path / f"x{suffix}"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=f"x{suffix}: its SHA-256"):
+            ShardReader(tmp_path / "x")
+
+
 def test_every_flipped_bit_is_found(tmp_path, documents, write_shard):
     write_shard(tmp_path / "x", documents)
     random = np.random.default_rng(0)
@@ -162,10 +175,54 @@ def test_a_wrong_manifest_is_refused(tmp_path, documents, write_shard, vocabular
         changed.save(path)
         with pytest.raises(ValueError, match=r"x\.json"):
             ShardReader(tmp_path / "x")
-    for text in ("{", "[]", '{"format": "megachameleon-shard", "version": 2}', '{"format": "megachameleon-shard"}'):
+    shard = '{"format": "megachameleon-shard"'
+    for text in (
+        "{",
+        "[]",
+        "[" * 100_000,
+        "9" * 5000,
+        shard + "}",
+        shard + ', "version": 2}',
+        shard + ', "version": []}',
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"x\.json"):
             Dataset.open(tmp_path)
+    path.write_text(shard + ', "version": 1}')
+    with pytest.raises(
+        ValueError, match=r"format version 1, this program reads version 2; run preprocess_data\.py run"
+    ):
+        Dataset.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tokenizer": "other"},
+        {"num_images": True},
+        {"inputs": [{"name": "a.tar", "bytes": 1, "sha256": "0" * 64}]},
+        {"options": {"seed": 1}},
+        {"quarantined": {"a.tar": 1}},
+        {"manifest_sha256": None},
+        {"comment": "harmless"},
+    ],
+)
+def test_no_field_of_a_manifest_can_be_changed(tmp_path, documents, write_shard, changed):
+    write_shard(tmp_path / "x", documents)
+    values = json.loads((tmp_path / "x.json").read_text())
+    (tmp_path / "x.json").write_text(json.dumps({**values}))  # white space means nothing
+    assert len(ShardReader(tmp_path / "x")) == len(documents)
+    (tmp_path / "x.json").write_text(json.dumps({**values, **changed}))
+    with pytest.raises(ValueError, match=r"x\.json: damaged manifest \(changed since it was written"):
+        ShardReader(tmp_path / "x")
+
+
+def test_a_manifest_with_numbers_that_json_lacks_is_not_written(tmp_path, documents, vocabulary):
+    with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
+        writer.add(documents[1])
+        with pytest.raises(ValueError, match="JSON"):
+            writer.commit(options={"share": float("nan")})
+    assert list(tmp_path.glob("*.json")) == []
 
 
 def test_several_shards_are_one_dataset(tmp_path, documents, write_shard):
