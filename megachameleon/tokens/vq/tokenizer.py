@@ -36,8 +36,8 @@ class ImageTokenizer:
     """Turns uint8 pictures into codes of a codebook, in raster order, and codes into pictures.
 
     Pictures pass through the network in batches of one size, filled up with black ones, so the codes of a picture do
-    not depend on its company: the same picture on the same machine gets the same codes. Another device may, very rarely,
-    turn a near tie between two codes the other way.
+    not depend on its company: the same picture on the same machine gets the same codes. Another device may, very
+    rarely, turn a near tie between two codes the other way.
 
     Args:
         precision: of the convolutions, `fp32` (never TF32) or `bf16`; distances to codes are always fp32.
