@@ -46,13 +46,15 @@ def write_idx(file: Writable, lengths: np.ndarray, dtype: np.dtype) -> None:
     file.write(np.arange(n + 1, dtype="<i8").tobytes())
 
 
-def read_idx(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Read and check an `.idx`; returns the documents' lengths, int64 [n].
+def parse_idx(content: bytes, path: Path, dtype: np.dtype) -> np.ndarray:
+    """Check the bytes of an `.idx`; returns the documents' lengths, int64 [n].
+
+    Args:
+        path: names the file in errors.
 
     Raises:
         ValueError: damaged, of another version or dtype, or not one sequence a document.
     """
-    content = path.read_bytes()
     if len(content) < IDX_HEADER.size:
         raise _damaged(path, "shorter than its header")
     magic, version, code, n, num_boundaries = IDX_HEADER.unpack_from(content)
@@ -80,8 +82,11 @@ def write_spans(file: Writable, counts: np.ndarray, spans: np.ndarray) -> None:
     file.write(spans.astype("<i4").tobytes())
 
 
-def read_spans(path: Path, lengths: np.ndarray, image_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read and check a `.spans` of documents of these lengths.
+def parse_spans(content: bytes, path: Path, lengths: np.ndarray, image_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Check the bytes of a `.spans` of documents of these lengths.
+
+    Args:
+        path: names the file in errors.
 
     Returns:
         `first` int64 [n + 1] and `spans` int32 [m, 2], as in the module's docstring.
@@ -89,7 +94,6 @@ def read_spans(path: Path, lengths: np.ndarray, image_length: int) -> tuple[np.n
     Raises:
         ValueError: damaged, or a picture of another length than `image_length`, out of its document or overlapping.
     """
-    content = path.read_bytes()
     if len(content) < SPANS_HEADER.size:
         raise _damaged(path, "shorter than its header")
     magic, version, n, m = SPANS_HEADER.unpack_from(content)
@@ -99,10 +103,9 @@ def read_spans(path: Path, lengths: np.ndarray, image_length: int) -> tuple[np.n
         raise _damaged(path, f"{len(content)} bytes do not hold {m} pictures of {n} documents")
     first = np.frombuffer(content, "<i8", n + 1, SPANS_HEADER.size)
     spans = np.frombuffer(content, "<i4", 2 * m, SPANS_HEADER.size + 8 * (n + 1)).reshape(m, 2)
-    counts = np.diff(first)
-    if first[0] != 0 or first[-1] != m or (counts < 0).any():
+    if first[0] != 0 or first[-1] != m or (first[1:] < first[:-1]).any():  # differences could overflow
         raise _damaged(path, "documents' shares of the pictures contradict each other")
-    document = np.repeat(np.arange(n), counts)
+    document = np.repeat(np.arange(n), np.diff(first))
     starts, ends = spans[:, 0].astype(np.int64), spans.sum(axis=1, dtype=np.int64)
     inside = (starts >= 0).all() and (ends <= lengths[document]).all() and (spans[:, 1] == image_length).all()
     if not (inside and ((ends[:-1] <= starts[1:]) | (document[:-1] != document[1:])).all()):

@@ -15,7 +15,7 @@ import numpy as np
 from megachameleon.data.document_checks import find_pictures, require_ids
 from megachameleon.data.manifest import DATA_SUFFIXES, ShardManifest, is_shard_manifest
 from megachameleon.data.plan import PLAN_FILE, planned_units
-from megachameleon.data.shard_format import read_idx, read_spans
+from megachameleon.data.shard_format import parse_idx, parse_spans
 from megachameleon.files import read_json, sha256_of
 
 VERIFY_BLOCK = 1 << 22
@@ -27,7 +27,11 @@ def shard_file(prefix: Path, suffix: str) -> Path:
 
 
 class ShardReader:
-    """One shard, memory-mapped and checked when it is opened."""
+    """One shard, memory-mapped and checked when it is opened.
+
+    Opening compares `.idx`, `.spans` and the manifest with their hashes, and `.bin` with its size; `verify` compares
+    the hash of `.bin` too, for which it must read it.
+    """
 
     def __init__(self, prefix: Path) -> None:
         """Open `prefix.bin`, `.idx`, `.spans` and `.json`.
@@ -43,13 +47,16 @@ class ShardReader:
             )
         self.manifest = ShardManifest.load(manifest_path)
         self.vocabulary = self.manifest.vocabulary
-        for suffix in DATA_SUFFIXES:
-            self._check_size(suffix)
         dtype = np.dtype(self.vocabulary.token_dtype).newbyteorder("<")
         if self.manifest.dtype != dtype.name:
             raise ValueError(f"{manifest_path}: dtype {self.manifest.dtype}, but the vocabulary needs {dtype.name}")
-        self.lengths = read_idx(shard_file(prefix, ".idx"), dtype)
-        self._first, self._spans = read_spans(shard_file(prefix, ".spans"), self.lengths, self.vocabulary.image_length)
+        for suffix in DATA_SUFFIXES:
+            self._check_size(suffix)
+        self.lengths = parse_idx(self._read_unchanged(".idx"), shard_file(prefix, ".idx"), dtype)
+        spans = self._read_unchanged(".spans")
+        self._first, self._spans = parse_spans(
+            spans, shard_file(prefix, ".spans"), self.lengths, self.vocabulary.image_length
+        )
         self._check_counts(dtype)
         self._ends = np.cumsum(self.lengths)
         empty = self.manifest.num_tokens == 0  # an empty file cannot be mapped
@@ -62,6 +69,16 @@ class ShardReader:
     def num_images(self) -> np.ndarray:
         """Pictures by document, int64 [num_documents]."""
         return np.diff(self._first)
+
+    @property
+    def all_image_spans(self) -> np.ndarray:
+        """Pictures of all documents, one after the other: int32 [m, 2], as `image_spans`."""
+        return self._spans
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All ids, a plain array over the mapped file: slicing np.memmap itself costs ten times as much."""
+        return self._ids.view(np.ndarray)
 
     def document(self, index: int) -> np.ndarray:
         """The ids of a document [length]: a read-only view of the file in its dtype (uint16 or int32)."""
@@ -111,9 +128,21 @@ class ShardReader:
             found = "missing" if actual is None else f"{actual:,} bytes"
             raise ValueError(f"{path}: {found}, but the manifest says {expected:,} bytes; preprocess the data again")
 
+    def _read_unchanged(self, suffix: str) -> bytes:
+        path = shard_file(self.prefix, suffix)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[suffix].sha256:
+            raise ValueError(f"{path}: its SHA-256 is not the manifest's, so it was changed; preprocess the data again")
+        return content
+
     def _check_counts(self, dtype: np.dtype) -> None:
         manifest = self.manifest
-        actual = (len(self.lengths), int(self.lengths.sum()), len(self._spans), int(self._spans[:, 1].sum()))
+        actual = (
+            len(self.lengths),
+            int(self.lengths.sum()),
+            len(self._spans),
+            int(self._spans[:, 1].sum(dtype=np.int64)),
+        )
         expected = (manifest.num_documents, manifest.num_tokens, manifest.num_images, manifest.num_image_tokens)
         if actual != expected or manifest.num_tokens * dtype.itemsize != manifest.files[".bin"].bytes:
             raise ValueError(
@@ -154,7 +183,7 @@ class Dataset:
             ValueError: nothing there, an unfinished or damaged shard, or mixed vocabularies.
         """
         paths = [path] if isinstance(path, Path | str) else list(path)
-        return cls([ShardReader(prefix) for item in paths for prefix in _shard_prefixes(Path(item))])
+        return cls([ShardReader(prefix) for item in paths for prefix in shard_prefixes(Path(item))])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -207,7 +236,7 @@ class Dataset:
                 raise ValueError(f"dataset: shards of different {name}s: {made}; preprocess all with the same one")
 
 
-def _shard_prefixes(path: Path) -> list[Path]:
+def shard_prefixes(path: Path) -> list[Path]:
     """The shards that `path` names: all finished ones of a folder, or the one."""
     if (path / PLAN_FILE).exists():
         return _planned_prefixes(path)

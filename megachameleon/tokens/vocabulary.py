@@ -41,6 +41,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_grid", tuple(self.image_grid))
+        if self.size > 2**31:
+            raise ValueError(f"vocabulary: size={self.size} must be at most 2**31, for ids are int32")
         controls = self.control_ids
         codes = range(self.image_code_start, self.image_code_end)
         if len(set(controls.values())) != len(controls):
@@ -55,9 +57,9 @@ class Vocabulary:
                     f"vocabulary: {name}={value} must lie below text_start={self.text_start} "
                     f"and outside the picture codes {codes.start}..{codes.stop - 1}"
                 )
-        if not codes.stop <= self.text_start < self.size:
+        if not 0 <= codes.start < codes.stop <= self.text_start < self.size:
             raise ValueError(
-                f"vocabulary: picture codes end at {codes.stop}, text_start={self.text_start}, size={self.size}; "
+                f"vocabulary: picture codes {codes.start}..{codes.stop - 1}, text_start={self.text_start}, size={self.size}; "
                 "they must come in this order"
             )
 

@@ -55,6 +55,8 @@ def test_wrong_codes_are_refused(codes, message):
         {"image_grid": (0, 32)},
         {"num_image_codes": 17_000},
         {"size": 16_384},
+        {"size": 2**31 + 1},
+        {"image_code_start": -3},
         {"pad": -1},
     ],
 )
