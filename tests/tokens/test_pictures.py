@@ -120,6 +120,7 @@ def test_orientation_and_colour_profile_are_not_applied(exact):
 
 def test_long_side_is_rounded():
     assert fitted_size(333, 777, 512, "crop") == (512, 1195)  # 512/333 · 777 = 1194.67
+    assert fitted_size(777, 333, 512, "crop") == (1195, 512)
     assert fitted_size(777, 333, 512, "pad") == (512, 219)
     with pytest.raises(ValueError, match="fit: 'stretch'"):
         fitted_size(1, 1, 512, "stretch")
@@ -257,6 +258,15 @@ def with_huge_sides(format):
         data[16:24] = (65000).to_bytes(4) * 2
         data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
     return bytes(data)
+
+
+def test_text_bombs_in_a_png_name_their_origin(exact):
+    """Pillow refuses 2 MiB of zeros in two kilobytes of comment with an error of its own."""
+    data = encoded(smooth(16, 16))
+    body = b"zTXtcomment\0\0" + zlib.compress(bytes(2**21), 9)
+    chunk = (len(body) - 4).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
+    with pytest.raises(ValueError, match=r"^x: damaged picture .*too large"):
+        prepare_encoded(data[:33] + chunk + data[33:], "x", 16, exact=exact)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
