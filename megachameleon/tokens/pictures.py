@@ -193,7 +193,7 @@ def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     import torch  # seconds and memory that readers of text do without
     import torch.nn.functional as F
 
-    writable = np.require(pixels, requirements="CW")  # torch warns of arrays that are not
+    writable = np.require(pixels, requirements=("C", "W"))  # torch warns of arrays that are not
     source = torch.from_numpy(writable).permute(2, 0, 1)[None]  # channels last, which has the fast kernel
     return F.interpolate(source, size=(height, width), mode="lanczos", antialias=True)[0].permute(1, 2, 0).numpy()
 
