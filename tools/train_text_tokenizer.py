@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = tool_parser(__doc__ or "", EXAMPLES)
     add = parser.add_argument
-    add("--input", nargs="+", type=Path, required=True, help=".txt, .jsonl(.gz), .tar(.gz) files, or folders of them")
+    add("--input", nargs="+", required=True, help="raw sources (see the data guide): files, folders, patterns or URLs")
     add("--output", type=Path, required=True, help="folder for text.model, vocabulary.json and tokenizer.json")
     layout = parser.add_mutually_exclusive_group(required=True)
     layout.add_argument("--layout", choices=["chameleon"], help="a published layout")
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     """Sample the inputs' text, train, and write the folder."""
     from megachameleon.data.sources import find_sources
-    from megachameleon.tokens.text_training import sample_texts, train_text_tokenizer
+    from megachameleon.tokens.text.training import sample_texts, train_text_tokenizer
     from megachameleon.tokens.vocabulary import Vocabulary
 
     if arguments.layout == "chameleon":
@@ -64,19 +64,20 @@ def main(arguments: argparse.Namespace) -> None:
     )
 
 
-def _texts(paths: list[Path]) -> Iterator[str]:
+def _texts(sources: list[str]) -> Iterator[str]:
     from megachameleon.data.records import BadRecord
-    from megachameleon.data.sources import read_source, texts_of
+    from megachameleon.data.sources import file_size, read_source, texts_of
 
     bad = 0
-    with progress_bar("reading text", sum(path.stat().st_size for path in paths)) as bar:
-        for path in paths:
-            for record in read_source(path):
+    sizes = [file_size(source) or 0 for source in sources]
+    with progress_bar("reading text", sum(sizes)) as bar:
+        for source, size in zip(sources, sizes, strict=True):
+            for record in read_source(source):
                 if isinstance(record, BadRecord):
                     bad += 1
                 else:
                     yield from texts_of(record)
-            bar.advance(path.stat().st_size)
+            bar.advance(size)
     if bad:
         print(f"{bad} damaged records were left out", file=sys.stderr)
 

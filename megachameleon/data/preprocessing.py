@@ -22,8 +22,7 @@ from megachameleon.data.plan import Plan, PlannedInput, Unit, make_units
 from megachameleon.data.records import BadRecord, Record
 from megachameleon.data.shard_writer import ShardWriter, writers_of
 from megachameleon.data.shards import ShardReader, shard_file
-from megachameleon.data.sources import find_sources, read_source, survey_source
-from megachameleon.data.tar_source import DamagedArchiveError
+from megachameleon.data.sources import DamagedArchiveError, find_sources, read_source, survey_source
 from megachameleon.files import require_free_space, sha256_of, write_text
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
@@ -78,7 +77,7 @@ def plan_preprocessing(
         raise ValueError(f"--units {num_units}: must be at least 1; leave it out for one shard an input")
     files = find_sources(inputs)
     text_tokenizer, picture_tokenizer = load_tokenizers(tokenizer, image_tokenizer, "cpu")
-    planned = [_planned_input(file, allow_damaged_archives) for file in track(files, "hashing inputs")]
+    planned = [_planned_input(Path(file), allow_damaged_archives) for file in track(files, "hashing inputs")]
     if not any(item.text_bytes or item.num_pictures for item in planned):
         raise ValueError(f"{planned[0].path}: no records in it or any other input; check the inputs")
     if picture_tokenizer is None and (with_pictures := [item for item in planned if item.num_pictures]):

@@ -1,9 +1,11 @@
 """What raw sources hold: text, captioned pictures and interleaved documents; and records that had to be set aside."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Fit = Literal["crop", "pad"]
+"""How a picture becomes a square: its middle cut out, or a border added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class PictureSegment:
     data: bytes
     origin: str
     """Its name within the record, for errors."""
+    fit: Fit = "crop"
     content_hash: str = field(init=False)
     """The SHA-256 of `data`, in hexadecimal."""
 
@@ -43,7 +46,7 @@ class SegmentsRecord:
     """Text and pictures in reading order; plain text is one segment."""
 
     origin: str
-    """Place in its file: the key, or the line."""
+    """Place in its source: `line 3, byte 120`, `KEY, byte 1536`, `row group 0, row 5`."""
     segments: tuple[Segment, ...]
 
 
@@ -52,7 +55,7 @@ class CaptionedRecord:
     """A picture with one or more captions."""
 
     origin: str
-    """Place in its file."""
+    """Place in its source."""
     picture: PictureSegment
     captions: tuple[Caption, ...]
 
@@ -63,8 +66,13 @@ class BadRecord:
 
     file: str
     place: str
-    """Key, or line number, or byte offset."""
+    """Place in its source."""
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("file", "place", "reason"):  # names in tars may hold what no file of text can
+            text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, text)
 
 
 Record = SegmentsRecord | CaptionedRecord
@@ -122,18 +130,3 @@ def _caption(entry: Any, what: str) -> Caption:
     if not isinstance(entry, dict) or not isinstance(entry.get("lang"), str | None):
         raise ValueError(f'{what} is neither text nor {{"lang": ..., "text": ...}}')
     return Caption(checked_text(entry.get("text"), f"{what}.text"), entry.get("lang"))
-
-
-def require_segments(entries: Any) -> Sequence[dict[str, Any]]:
-    """The entries of `{"segments": [...]}`, each with exactly one of `text`, `image`, `image_base64`.
-
-    Raises:
-        ValueError: they have another form.
-    """
-    kinds = {"text", "image", "image_base64"}
-    if not isinstance(entries, list) or not entries:
-        raise ValueError("segments is not a list with entries")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or len(kinds & set(entry)) != 1:
-            raise ValueError(f"segments[{number}] needs exactly one of text, image, image_base64")
-    return entries

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from megachameleon.console import track
-from megachameleon.data.tar_source import DamagedArchiveError, walk_tar
+from megachameleon.data.sources.damage import DamagedArchiveError
+from megachameleon.data.sources.tar import walk_tar
 from megachameleon.tokens.pictures import MAX_PIXELS, PICTURE_SUFFIXES, open_picture, prepare_picture
 
 MAX_BYTES = 4 * MAX_PIXELS
@@ -131,12 +132,12 @@ def _picture_files(path: Path) -> Iterator[tuple[str, bytes, str]]:
 
 def _pictures_of_tar(path: Path) -> Iterator[tuple[str, bytes, str]]:
     try:
-        for member, read in walk_tar(path):
+        for member in walk_tar(str(path)):
             name = PurePosixPath(member.name)
-            if not member.isfile() or name.suffix.lower() not in PICTURE_SUFFIXES:
+            if not member.is_file or name.suffix.lower() not in PICTURE_SUFFIXES:
                 continue
             if member.size > MAX_BYTES:
                 raise ValueError(f"{path}:{member.name}: {member.size:,} bytes exceed {MAX_BYTES:,}; shrink it")
-            yield name.stem, read(), f"{path}:{member.name}"
+            yield name.stem, member.read(), f"{path}:{member.name}"
     except DamagedArchiveError as error:
         raise ValueError(f"{path}: {error.reason}; copy or write it again") from None

@@ -8,8 +8,15 @@ import pytest
 from raw_sources import png, write_jsonl, write_tar
 
 from megachameleon.data.records import BadRecord, Caption, CaptionedRecord, PictureSegment, SegmentsRecord, TextSegment
-from megachameleon.data.sources import find_sources, read_source, survey_source, texts_of
-from megachameleon.data.tar_source import DamagedArchiveError, split_name
+from megachameleon.data.sources import (
+    DamagedArchiveError,
+    base_name,
+    find_sources,
+    read_source,
+    survey_source,
+    texts_of,
+)
+from megachameleon.data.sources.tar import split_name
 
 
 def reasons(path):
@@ -41,7 +48,7 @@ def test_captioned_pictures_from_a_tar(tmp_path):
         (Caption("plain"),),
     ]
     assert [record.picture.data for record in records] == [png(1), png(2), png(3), png(4)]
-    assert records[1].origin == "sub/two"
+    assert records[1].origin == "sub/two, byte 2048"
     assert texts_of(records[1]) == ["red", "rot"]
     assert survey_source(path).num_pictures == 4
 
@@ -129,9 +136,10 @@ def test_damaged_headers_and_gzips_are_errors(tmp_path):
 
 
 def test_pictures_of_jsonl_are_counted_where_they_count(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
     lines = [
-        {"segments": [{"text": '"image": no'}, {"image": "a.png"}, {"image_base64": "AA"}]},
-        {"text": "a text", "image": "metadata.png"},
+        {"segments": [{"text": '"image": no'}, {"image": "a.png"}, {"image_base64": "AAAA"}]},
+        {"text": "a text", "images": "metadata.png"},
         {"segments": [{"image": "a.png", "text": "malformed"}]},
         b'{"image',
     ]
@@ -150,7 +158,7 @@ def test_jsonl_records(tmp_path):
     segments = [{"text": "a"}, {"image": "pictures/x.png"}, {"image_base64": inline}]
     path = write_jsonl(tmp_path / "a.jsonl", {"text": "plain"}, b"", {"segments": segments})
     plain, interleaved = read_source(path)
-    assert plain == SegmentsRecord("line 1", (TextSegment("plain"),))
+    assert plain == SegmentsRecord("line 1, byte 0", (TextSegment("plain"),))
     assert [s.data for s in interleaved.segments[1:]] == [png(5), png(6)]
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes().splitlines()[0]))
@@ -185,11 +193,11 @@ def test_bad_jsonl_lines_cost_one_record_each(tmp_path):
 
 def test_places_of_bad_records(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", {"text": "x"}, b"{")
-    assert [r.place for r in read_source(path) if isinstance(r, BadRecord)] == ["line 2"]
-    path = write_tar(tmp_path / "a.tar", {"folder/key.json": "{"})
-    assert [r.place for r in read_source(path) if isinstance(r, BadRecord)] == ["folder/key"]
+    assert [r.place for r in read_source(path) if isinstance(r, BadRecord)] == ["line 2, byte 14"]
+    path = write_tar(tmp_path / "a.tar", {"x.txt": "x", "folder/key.json": "{"})
+    assert [r.place for r in read_source(path) if isinstance(r, BadRecord)] == ["folder/key, byte 1024"]
     (tmp_path / "a.txt").write_bytes(b"ab\xff")
-    assert list(read_source(tmp_path / "a.txt")) == [BadRecord("a.txt", "byte 2", "not valid UTF-8")]
+    assert list(read_source(tmp_path / "a.txt")) == [BadRecord("a.txt", "byte 0", "not valid UTF-8 (at its byte 2)")]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tar"])
@@ -205,12 +213,17 @@ def test_a_byte_order_mark_costs_nothing(tmp_path, name):
 
 def test_find_sources(tmp_path):
     (tmp_path / "sub").mkdir()
-    for name in ("b.jsonl", "a.tar", "sub/c.txt", "readme.md"):
+    for name in ("b.jsonl", "a.tar", "sub/c.txt", "readme.md", ".hidden.txt", "x.csv"):
         (tmp_path / name).touch()
-    assert [path.name for path in find_sources([tmp_path])] == ["a.tar", "b.jsonl", "c.txt"]
+    assert [base_name(path) for path in find_sources([tmp_path])] == ["a.tar", "b.jsonl", "c.txt"]
+    assert [base_name(path) for path in find_sources([tmp_path / "readme.md", f"{tmp_path}/*.jsonl"])] == [
+        "readme.md",
+        "b.jsonl",
+    ]
     for paths, message in [
         ([tmp_path / "gone"], "no such file or folder"),
-        ([tmp_path / "readme.md"], "unknown kind"),
+        ([tmp_path / "x.csv"], "unknown kind"),
+        ([tmp_path / "*.csv"], "by this pattern"),
         ([tmp_path, tmp_path / "a.tar"], "given twice"),
         ([], "no inputs"),
     ]:

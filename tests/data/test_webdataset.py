@@ -8,7 +8,7 @@ from raw_sources import png
 
 from examples.demo.raw_writers import write_tars
 from megachameleon.data.records import CaptionedRecord, SegmentsRecord
-from megachameleon.data.tar_source import read_tar
+from megachameleon.data.sources import read_source
 
 SAMPLES = {
     "a/1": {"png": png(0), "txt": b"red heart"},
@@ -22,7 +22,7 @@ def test_what_webdataset_writes_is_read(tmp_path):
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for key, members in SAMPLES.items():
             writer.write({"__key__": key, **members})
-    first, second, third = read_tar(path, lambda position: None)
+    first, second, third = read_source(path)
     assert isinstance(first, CaptionedRecord) and isinstance(second, CaptionedRecord)
     assert (first.picture.data, first.captions[0].text) == (png(0), "red heart")
     assert (second.picture.data, second.captions[0].text) == (png(12), "rot")
