@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megachameleon.config import DataConfig
-from megachameleon.data.packing import PackedDataset
-from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
+from megachameleon.data.packed import PackedDataset
+from megachameleon.tokens.text import TextTokenizer, text_tokenizer_file
 
 Tokenizers = dict[str, str | None]
 """Fingerprints of the `text` and `image` tokenizers; None where the data has none."""
@@ -23,7 +23,7 @@ def tokenizers_of(datasets: Mapping[str, PackedDataset], data: DataConfig) -> To
     """
     found = _common_tokenizers(datasets)
     text_folder = Path(data.tokenizer)
-    if (text_folder / MODEL_FILE).exists():  # training itself needs only the vocabulary beside it
+    if text_tokenizer_file(text_folder):  # training itself needs only the vocabulary beside it
         _require("data.tokenizer", text_folder, TextTokenizer.load(text_folder).fingerprint, found["text"])
     if data.image_tokenizer is not None:
         from megachameleon.tokens.vq import ImageTokenizer
@@ -36,7 +36,7 @@ def tokenizers_of(datasets: Mapping[str, PackedDataset], data: DataConfig) -> To
 def _common_tokenizers(datasets: Mapping[str, PackedDataset]) -> Tokenizers:
     found: Tokenizers = {"text": None, "image": None}
     for name, packed in datasets.items():
-        for kind, fingerprint in (("text", packed.dataset.tokenizer), ("image", packed.dataset.image_tokenizer)):
+        for kind, fingerprint in (("text", packed.summary.tokenizer), ("image", packed.summary.image_tokenizer)):
             if None not in (found[kind], fingerprint) and found[kind] != fingerprint:
                 raise ValueError(
                     f"data: dataset {name} was made with another {kind} tokenizer ({fingerprint}) than the datasets "

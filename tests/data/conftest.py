@@ -9,7 +9,7 @@ import torch
 
 from megachameleon.data.shard_writer import ShardWriter
 from megachameleon.data.shards import Dataset
-from megachameleon.tokens.text_training import train_text_tokenizer
+from megachameleon.tokens.text.training import train_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
 from megachameleon.tokens.vq.quantizer import Codebook

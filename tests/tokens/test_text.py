@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
-from megachameleon.tokens.text_training import sample_texts, train_text_tokenizer
+from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.text.training import sample_texts, train_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,6 +65,24 @@ def test_random_texts_come_back(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_stretches_of_a_long_text_give_what_the_whole_gives(texts, tokenizer):
+    text = "".join(texts[:3]) + "▁" + texts[3].replace("\n", " ")
+    whole = [piece for part in text.split("▁") for piece in [-1, *tokenizer.engine.processor.encode(part)]][1:]
+    ids = tokenizer.encode(text)
+    mark = whole.index(-1)
+    start = tokenizer.vocabulary.text_start
+    assert [i - start + 1 for i in ids[:mark] + ids[mark + 3 :]] == whole[:mark] + whole[mark + 1 :]
+    assert tokenizer.decode(ids[mark : mark + 3]) == "▁"
+
+
+def test_arrays_and_batches_hold_the_same_ids(tokenizer):
+    text = "a ▁ b\n" * 200
+    array = tokenizer.encode_array(text)
+    assert array.dtype == tokenizer.vocabulary.token_dtype
+    assert array.tolist() == tokenizer.encode(text) == tokenizer.encode_batch(["", text])[1].tolist()
+    assert len(tokenizer.encode_array("")) == 0
+
+
 def test_digits_and_newlines_never_merge_and_words_do(tokenizer):
     assert len(tokenizer.encode("2024")) == 4
     assert len(tokenizer.encode("\n\n\t\t")) == 4
@@ -118,10 +136,10 @@ def test_damaged_or_foreign_models_are_refused(texts, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="use the vocabulary that the tokenizer was trained with"):
         TextTokenizer.load(tmp_path)
     tokenizer.vocabulary.save(tmp_path)
-    (tmp_path / MODEL_FILE).write_bytes(b"nonsense")
+    (tmp_path / "text.model").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="not a sentencepiece model"):
         TextTokenizer.load(tmp_path)
-    (tmp_path / MODEL_FILE).unlink()
+    (tmp_path / "text.model").unlink()
     with pytest.raises(ValueError, match="no such file"):
         TextTokenizer.load(tmp_path)
 

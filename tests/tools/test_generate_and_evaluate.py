@@ -16,7 +16,7 @@ from megachameleon.config import DataConfig, ModelConfig, ParallelConfig, RunCon
 from megachameleon.data.shard_writer import ShardWriter
 from megachameleon.parallel.context import parallel_context
 from megachameleon.tokens.text import TextTokenizer
-from megachameleon.tokens.text_training import train_text_tokenizer
+from megachameleon.tokens.text.training import train_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 TOOLS = Path(__file__).parents[2] / "tools"

@@ -53,7 +53,7 @@ def test_a_run_longer_than_its_stages_is_refused(config):
 
 def test_another_text_tokenizer_is_refused(config, corpus, tmp_path):
     """The same layout of ids, but trained on other text."""
-    from megachameleon.tokens.text_training import train_text_tokenizer
+    from megachameleon.tokens.text.training import train_text_tokenizer
 
     vocabulary = Vocabulary.compact(num_text_ids=297, num_image_codes=16, image_grid=(2, 4))
     first = train_text_tokenizer(["red heart, sun, dog face " * 20], vocabulary, tmp_path / "first")

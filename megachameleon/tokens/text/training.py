@@ -9,7 +9,8 @@ from pathlib import Path
 import sentencepiece
 
 from megachameleon.files import atomic_path, write_json
-from megachameleon.tokens.text import MODEL_FILE, TextTokenizer
+from megachameleon.tokens.text.sentencepiece_engine import SentencePieceEngine
+from megachameleon.tokens.text.tokenizer import SENTENCEPIECE_FILE, TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 MAX_SENTENCE_BYTES = 16_384
@@ -87,8 +88,8 @@ def train_text_tokenizer(
         )
     except RuntimeError as error:
         raise _too_many_or_too_few(str(error), vocabulary) from None
-    tokenizer = TextTokenizer(model.getvalue(), vocabulary, origin="the trained model")
-    with atomic_path(folder / MODEL_FILE) as temporary:
+    tokenizer = TextTokenizer(SentencePieceEngine(model.getvalue(), vocabulary, "the trained model"), vocabulary)
+    with atomic_path(folder / SENTENCEPIECE_FILE) as temporary:
         temporary.write_bytes(model.getvalue())
     vocabulary.save(folder)
     provenance = {

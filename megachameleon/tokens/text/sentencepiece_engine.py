@@ -1,0 +1,81 @@
+"""Text through a sentencepiece model.
+
+Piece i >= 1 of the model has id `text_start + i - 1`; piece 0 is the unknown piece, which byte fallback never uses.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import sentencepiece
+
+from megachameleon.tokens.vocabulary import Vocabulary
+
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How sentencepiece writes a space inside pieces; the character itself has to be spelled in bytes."""
+STRETCH = 500
+"""Characters that are encoded at once where lines allow: sentencepiece's queue of merges is slower on longer text."""
+PROBE = "  a\t b\n\n   \u00e9\u212b "
+
+
+class SentencePieceEngine:
+    """A sentencepiece model that spells every text."""
+
+    def __init__(self, source: bytes, vocabulary: Vocabulary, origin: str) -> None:
+        """
+        Args:
+            source: a serialised sentencepiece model.
+            origin: where it came from, for errors.
+
+        Raises:
+            ValueError: not a sentencepiece model, without byte fallback, one that changes text, or not of the
+                vocabulary's number of pieces.
+        """
+        self.source = source
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=source)
+        except RuntimeError:
+            raise ValueError(f"{origin}: not a sentencepiece model; train the text tokenizer again") from None
+        num_pieces = self.processor.get_piece_size() - 1
+        if num_pieces != vocabulary.num_text_ids:
+            raise ValueError(
+                f"{origin}: {num_pieces} text pieces, but the vocabulary beside it has {vocabulary.num_text_ids}; "
+                "use the vocabulary that the tokenizer was trained with"
+            )
+        self.pieces = [_bytes_of(self.processor, piece) for piece in range(1, num_pieces + 1)]
+        self._dtype = vocabulary.token_dtype
+        self._shift = vocabulary.text_start - 1
+        mark = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+        if not all(self.processor.is_byte(piece) for piece in mark):
+            raise ValueError(f"{origin}: the model has no byte fallback, so it cannot spell every text; train it anew")
+        self._mark = np.array(mark, dtype=np.int32)
+        self._newline_stands_alone = all(b"\n" not in piece or piece == b"\n" for piece in self.pieces)
+        if b"".join(self.pieces[piece - 1] for piece in self.processor.encode(PROBE)) != PROBE.encode():
+            raise ValueError(f"{origin}: the model changes text before it splits it; train the text tokenizer again")
+
+    def encode(self, text: str) -> np.ndarray:
+        """Valid Unicode text to ids [n] of `Vocabulary.token_dtype`."""
+        encoded: list[np.ndarray] = []
+        for number, part in enumerate(text.split(SPACE_MARK)):
+            if number:
+                encoded.append(self._mark)
+            encoded += [self.processor.encode(stretch, return_type="numpy") for stretch in self._stretches(part)]
+        pieces = encoded[0] if len(encoded) == 1 else np.concatenate(encoded)
+        return (pieces + self._shift).astype(self._dtype)
+
+    def _stretches(self, text: str) -> Iterator[str]:
+        """Lines, several together, where nothing merges across their ends."""
+        start = 0
+        while self._newline_stands_alone and len(text) - start > STRETCH:
+            end = text.rfind("\n", start, start + STRETCH) + 1 or text.find("\n", start + STRETCH) + 1
+            if not end:
+                break
+            yield text[start:end]
+            start = end
+        yield text[start:]
+
+
+def _bytes_of(processor: sentencepiece.SentencePieceProcessor, piece: int) -> bytes:
+    spelling = processor.id_to_piece(piece)
+    if processor.is_byte(piece):
+        return bytes([int(spelling[3:5], 16)])
+    return spelling.replace(SPACE_MARK, " ").encode()

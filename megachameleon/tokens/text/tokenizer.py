@@ -1,0 +1,99 @@
+"""The text tokenizer that everything else uses, whichever engine splits the text.
+
+Only text pieces come out of `encode`: text that spells a special token or a picture code stays text.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megachameleon.tokens.text.engine import TextEngine
+from megachameleon.tokens.vocabulary import Vocabulary
+
+SENTENCEPIECE_FILE = "text.model"
+BYTE_LEVEL_FILE = "text.json"
+"""A tokenizer folder holds one of the two."""
+
+
+class TextTokenizer:
+    """Exact on any Unicode text: `decode(encode(text)) == text`."""
+
+    def __init__(self, engine: TextEngine, vocabulary: Vocabulary) -> None:
+        """
+        Args:
+            engine: made for the ids of `vocabulary`.
+        """
+        self.engine = engine
+        self.vocabulary = vocabulary
+        self.fingerprint = hashlib.sha256(engine.source + vocabulary.fingerprint.encode()).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, folder: Path) -> "TextTokenizer":
+        """Read `vocabulary.json` and `text.model` (sentencepiece) or `text.json` (byte-level BPE) from a folder.
+
+        Raises:
+            ValueError: a file is missing, damaged, or does not belong to the other; or both kinds are there.
+        """
+        vocabulary = Vocabulary.load(folder)
+        path = text_tokenizer_file(folder)
+        if path is None:
+            raise ValueError(
+                f"{folder / SENTENCEPIECE_FILE}: no such file, nor {BYTE_LEVEL_FILE}; train a text tokenizer with "
+                "tools/train_text_tokenizer.py or import one with tools/import_tokenizer.py"
+            )
+        return cls(_engine(path, vocabulary), vocabulary)
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, without bos and eos.
+
+        Raises:
+            ValueError: the text holds lone surrogates, which are not Unicode text.
+        """
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Text to ids [n] of `vocabulary.token_dtype`, without bos and eos: `encode` for whoever joins many.
+
+        Raises:
+            ValueError: the text holds lone surrogates, which are not Unicode text.
+        """
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"text: not valid Unicode ({error.reason} at character {error.start})") from None
+        return self.engine.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """What `encode_array` gives for each text."""
+        return [self.encode_array(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text; ids that are not text are left out, and torn characters become U+FFFD."""
+        start, size = self.vocabulary.text_start, self.vocabulary.size
+        spelled = b"".join(self.engine.pieces[int(i) - start] for i in ids if start <= int(i) < size)
+        return spelled.decode("utf-8", errors="replace")
+
+
+def text_tokenizer_file(folder: Path) -> Path | None:
+    """The file of the text tokenizer in `folder`, or None where there is none.
+
+    Raises:
+        ValueError: there are two.
+    """
+    found = [path for name in (SENTENCEPIECE_FILE, BYTE_LEVEL_FILE) if (path := folder / name).exists()]
+    if len(found) > 1:
+        raise ValueError(f"{folder}: holds {found[0].name} and {found[1].name}; remove the one that you do not mean")
+    return found[0] if found else None
+
+
+def _engine(path: Path, vocabulary: Vocabulary) -> TextEngine:
+    if path.name == SENTENCEPIECE_FILE:
+        from megachameleon.tokens.text.sentencepiece_engine import SentencePieceEngine
+
+        return SentencePieceEngine(path.read_bytes(), vocabulary, origin=str(path))
+    from megachameleon.tokens.text.byte_level_engine import ByteLevelEngine
+
+    return ByteLevelEngine(path.read_bytes(), vocabulary, origin=str(path))
