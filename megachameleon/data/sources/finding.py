@@ -4,7 +4,7 @@ import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
-from megachameleon.data.sources.folder import captions_beside_pictures
+from megachameleon.data.sources.folder import captions_beside_pictures, described_by_metadata
 from megachameleon.data.sources.locations import (
     absolute_source,
     base_name,
@@ -67,7 +67,7 @@ def _sources_in(folder: str) -> list[str]:
     sources: list[str] = []
     for inner, names in contents.items():
         captions = captions_beside_pictures(names)
-        if captions:
+        if captions and not described_by_metadata(names):
             sources.append(inner)
         sources += [
             f"{inner}/{name}"

@@ -21,10 +21,13 @@ _REFERRING = (".jsonl", ".ndjson", ".parquet", ".html", ".htm", ".md", ".markdow
 
 
 def captions_beside_pictures(names: Sequence[str]) -> set[str]:
-    """Of the names of a folder's files, the caption files that have a picture; none if metadata describe it."""
-    if any(name.startswith("metadata.") and name.endswith((".jsonl", ".parquet")) for name in names):
-        return set()
-    return {caption for samples in _samples(names).values() for caption in samples if not is_picture(caption)}
+    """Of the names of a folder's files, the caption files that have a picture."""
+    return {file for files in _samples(names).values() for file in files if not is_picture(file)}
+
+
+def described_by_metadata(names: Sequence[str]) -> bool:
+    """Whether a folder has a file of metadata, which then takes the place of captions beside pictures."""
+    return any(name.startswith("metadata.") and name.endswith((".jsonl", ".parquet")) for name in names)
 
 
 def folder_contents(folder: str) -> list[tuple[str, int]]:

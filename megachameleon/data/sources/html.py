@@ -108,7 +108,7 @@ class _Reader:
             text = text.strip("\n")
         else:
             text = re.sub(r" {2,}", " ", re.sub(r"[ \t]*\n[ \t]*", "\n", text)).strip()
-        self._page.add_text(text if text.strip() else "")
+        self._page.add_text(text)
 
 
 def _decoded(content: bytes) -> str:

@@ -13,6 +13,7 @@ from megachameleon.data.sources.text import read_whole
 
 _TAGS = re.compile(r"<!--.*?(?:-->|\Z)|<img\b[^>]*>", re.IGNORECASE | re.DOTALL)
 _ATTRIBUTE = re.compile(r"""\b(src|alt)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
+_EMPTY_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 _REST_OF_LINK = re.compile(r"\]\([^()\n]*\)")
 
 
@@ -44,11 +45,18 @@ def parse_raw_markdown(raw: RawRecord, beside: FilesBeside) -> Record:
     page = PageBuilder(beside)
     done = 0
     for picture, start, end in _located(text, _pictures(text)):
-        page.add_text(text[done:start].strip())
+        page.add_text(_trimmed(text, done, start))
         page.add_picture(picture.reference, picture.alternative)
         done = end
-    page.add_text(text[done:].strip("\n") if done == 0 else text[done:].strip())
+    page.add_text(_trimmed(text, done, len(text)))
     return SegmentsRecord(raw.place, page.segments())
+
+
+def _trimmed(text: str, start: int, end: int) -> str:
+    """A stretch without empty lines around it; a first line keeps its indent, the rest of one does not."""
+    piece = _EMPTY_LINES.sub("", text[start:end]).rstrip()
+    whole_line = start == 0 or len(piece) < len(text[start:end].rstrip())
+    return piece if whole_line else piece.lstrip()
 
 
 def _pictures(text: str) -> list[_Picture]:

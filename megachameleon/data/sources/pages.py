@@ -28,7 +28,9 @@ class PageBuilder:
 
     def add_text(self, text: str) -> None:
         """Add a paragraph, unless it says what the picture before it did."""
-        if text and text != self._alternative:
+        if not text.strip():
+            return
+        if text != self._alternative:
             self._parts.append(text)
         self._alternative = ""
 
