@@ -17,6 +17,7 @@ from torch import Tensor
 from megachameleon.files import atomic_path, read_json, sha256_of, write_json
 from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
 from megachameleon.tokens.vq.quantizer import Codebook
+from megachameleon.tokens.vq.strips import StripEncoder
 from megachameleon.tokens.vq.vqgan import VQGAN, VQGANConfig
 
 Shape = PatchConfig | VQGANConfig
@@ -58,6 +59,9 @@ class ImageTokenizer:
         """A short hash of shape, weights and precision, to compare tokenizers, shards and checkpoints."""
         self.precision = precision
         """`fp32` or `bf16`."""
+        self._strips: StripEncoder | None = None
+        if isinstance(network, VQGAN) and self.device.type == "cpu":
+            self._strips = StripEncoder(network, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.can_decode = _has_decoder(network)
         """False where the weights came without a decoder: it makes codes, but cannot draw them."""
         self.encode_batch = _batch(config, self.device)
@@ -88,7 +92,7 @@ class ImageTokenizer:
                 f"this image tokenizer takes uint8 [B, {', '.join(map(str, expected))}]"
             )
         codes = torch.empty(len(pictures), self.codes_per_image, dtype=torch.int64, device=self.device)
-        with self._numerics():
+        with without_tf32():
             for start in range(0, len(pictures), self.encode_batch):
                 chunk = pictures[start : start + self.encode_batch].to(self.device)
                 codes[start : start + self.encode_batch] = self._encode_chunk(chunk)
@@ -113,7 +117,7 @@ class ImageTokenizer:
             raise ValueError(f"codes {int(codes.min())}..{int(codes.max())} are outside 0..{self.num_codes - 1}")
         size = (len(codes), 3, self.image_size, self.image_size)
         pictures = torch.empty(size, dtype=torch.uint8, device=self.device)
-        with self._numerics():
+        with without_tf32(), self._autocast():
             for start in range(0, len(codes), self.encode_batch):
                 chunk = codes[start : start + self.encode_batch].long().to(self.device)
                 decoded = self._network.decode(unflatten(self._codebook.lookup(chunk), self.grid))
@@ -123,20 +127,17 @@ class ImageTokenizer:
     def _encode_chunk(self, pictures: Tensor) -> Tensor:
         missing = self.encode_batch - len(pictures)
         batch = torch.cat([pictures, pictures.new_zeros(missing, *pictures.shape[1:])]) if missing else pictures
-        indices = self._codebook.nearest(flatten(self._network.encode(to_float(batch))))
+        indices = self._codebook.nearest(flatten(self._vectors(to_float(batch))))
         return indices.view(self.encode_batch, -1)[: len(pictures)]
 
-    @contextmanager
-    def _numerics(self) -> Iterator[None]:
-        """No TF32, which torch allows in convolutions; the setting is the process's, so it is put back."""
-        convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-        before = convolutions.fp32_precision, products.fp32_precision
-        convolutions.fp32_precision = products.fp32_precision = "ieee"
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                yield
-        finally:
-            convolutions.fp32_precision, products.fp32_precision = before
+    def _vectors(self, pixels: Tensor) -> Tensor:
+        if self._strips is not None:
+            return self._strips(pixels)
+        with self._autocast():
+            return self._network.encode(pixels)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device = torch.device("cpu")) -> "ImageTokenizer":  # noqa: B008
@@ -200,6 +201,18 @@ def save_image_tokenizer(
         "provenance": provenance,
     }
     write_json(folder / CONFIG_FILE, header)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """torch allows TF32 in convolutions on CUDA; the setting is the process's, so it is put back."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision, products.fp32_precision
+    convolutions.fp32_precision = products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before
 
 
 def to_float(pictures: Tensor) -> Tensor:
