@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from megachameleon.tokens.vq import ImageTokenizer, job
-from megachameleon.tokens.vq.job import Job, run_job
+from megachameleon.tokens.vq import ImageTokenizer, running
+from megachameleon.tokens.vq.job import Job
 from megachameleon.tokens.vq.network import PatchConfig
-from megachameleon.tokens.vq.training import Trainer, TrainingConfig
+from megachameleon.tokens.vq.patch_training import PatchTrainer, PatchTraining
+from megachameleon.tokens.vq.running import run_job
+from megachameleon.tokens.vq.source import PictureInput
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -36,9 +38,9 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def small(pictures, tmp_path):
-    training = TrainingConfig(steps=12, batch_size=8, num_codes=16, continuous_part=0.3)
+    training = PatchTraining(steps=12, batch_size=8, num_codes=16, continuous_part=0.3)
     return Job(
-        inputs=(pictures,),
+        inputs=(PictureInput(pictures),),
         output=tmp_path / "out",
         shape=SHAPE,
         training=training,
@@ -71,7 +73,7 @@ def test_a_job_leaves_a_tokenizer_and_its_report(small):
 def test_an_interrupted_job_ends_bit_equal(small, tmp_path, monkeypatch):
     whole = replace(small, output=tmp_path / "whole")
     run(whole)
-    step = Trainer.step
+    step = PatchTrainer.step
 
     def interrupted(self, number, pictures):
         if number == 7:
@@ -79,7 +81,7 @@ def test_an_interrupted_job_ends_bit_equal(small, tmp_path, monkeypatch):
         return step(self, number, pictures)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "step", interrupted)
+        patch.setattr(PatchTrainer, "step", interrupted)
         run(small)
     assert not (small.output / "image_tokenizer.json").exists()
     assert "going on from step 4 of 12" in run(small)
@@ -105,7 +107,7 @@ def test_a_checkpoint_of_other_flags_or_pictures_is_refused(small, pictures, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(job, "_finish", interrupted)
+        patch.setattr(running._Run, "_finish", interrupted)
         run(small)
     assert "optimizer.momentum.encoder.1.weight" in load_file(small.output / "checkpoint.safetensors")
     with pytest.raises(ValueError, match="held_out was 4 and is 3"):
@@ -119,7 +121,7 @@ def test_a_checkpoint_of_other_flags_or_pictures_is_refused(small, pictures, mon
 
 
 def test_too_little_disk_is_refused(small, monkeypatch):
-    monkeypatch.setattr(job, "DISK_BYTES", 10**18)
+    monkeypatch.setattr(running, "OTHER_BYTES", 10**18)
     with pytest.raises(ValueError, match="training an image tokenizer needs"):
         run(small)
 

@@ -1,12 +1,14 @@
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from megachameleon.tokens.vq import source
-from megachameleon.tokens.vq.source import find_pictures, load_pictures
+from megachameleon.tokens.vq.memory_feed import load_pictures
+from megachameleon.tokens.vq.source import PictureInput, find_pictures, parse_input
 
 
 def encoded(seed, format="PNG"):
@@ -25,7 +27,9 @@ def write_tar(path, members):
 
 
 def load(path, **changes):
-    return load_pictures(find_pictures([path]), 8, **({"held_out": 4, "max_pictures": 1000, "seed": 0} | changes))
+    return load_pictures(
+        find_pictures([PictureInput(path)]).files, 8, **({"held_out": 4, "max_pictures": 1000, "seed": 0} | changes)
+    )
 
 
 def test_tars_and_folders_give_the_same_pictures(tmp_path):
@@ -68,10 +72,10 @@ def test_memory_is_bounded_by_a_sample(tmp_path):
 
 def test_unusable_inputs_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder"):
-        find_pictures([tmp_path / "nowhere"])
+        find_pictures([PictureInput(tmp_path / "nowhere")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: no \.png"):
-        find_pictures([tmp_path / "empty"])
+        find_pictures([PictureInput(tmp_path / "empty")])
     write_tar(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(5)})
     with pytest.raises(ValueError, match="5 distinct usable pictures in 5 files"):
         load(tmp_path / "a.tar")
@@ -79,7 +83,7 @@ def test_unusable_inputs_are_named(tmp_path):
     for name, data in {"cut.tar": whole[:1200], "noise.tar": b"x" * 3000}.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=rf"{name}: not a whole uncompressed tar"):
-            find_pictures([tmp_path / name])
+            find_pictures([PictureInput(tmp_path / name)])
 
 
 def test_long_files_are_set_aside(tmp_path, monkeypatch):
@@ -87,3 +91,30 @@ def test_long_files_are_set_aside(tmp_path, monkeypatch):
     write_tar(tmp_path / "b.tar", {"long.png": encoded(0) + bytes(1000)})
     monkeypatch.setattr(source, "MAX_FILE_BYTES", 1000)
     assert ["long.png" in entry["origin"] for entry in load(tmp_path).quarantine] == [True]
+
+
+def test_tags_come_from_inputs_and_json(tmp_path):
+    picture = encoded(0)
+    members = {
+        "a.png": picture,
+        "a.json": b'{"tags": ["face", "street"]}',
+        "b.png": picture,
+        "b.json": b'{"tag": "logo"}',
+    }
+    write_tar(tmp_path / "a.tar", members | {"c.png": picture, "c.json": b"{oops", "d.png": picture, "d.json": b"[1]"})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "e.png").write_bytes(picture)
+    (folder / "e.json").write_text('{"tag": "face"}')
+    found = find_pictures([PictureInput(tmp_path / "a.tar", "mine"), PictureInput(folder)], read_tags=True)
+    tags = [("mine", "face", "street"), ("mine", "logo"), ("mine",), ("mine",), ("face",)]
+    assert [file.tags for file in found.files] == tags
+    assert ["c.json" in entry["origin"] and "no tags" in entry["reason"] for entry in found.quarantine] == [True]
+    assert find_pictures([PictureInput(folder)]).files[0].tags == ()
+
+
+def test_an_input_may_name_a_tag(tmp_path):
+    assert parse_input("faces=a/b.tar") == PictureInput(Path("a/b.tar"), "faces")
+    assert parse_input("a/b=c.tar") == PictureInput(Path("a/b=c.tar"))
+    (tmp_path / "x=y").mkdir()
+    assert parse_input(str(tmp_path / "x=y")).tag == ""

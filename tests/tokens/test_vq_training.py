@@ -3,15 +3,42 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from megachameleon.tokens.vq.chance import generator
+from megachameleon.tokens.vq.feed import FeedConfig
+from megachameleon.tokens.vq.memory_feed import MemoryFeed, PictureSet
 from megachameleon.tokens.vq.network import PatchConfig
 from megachameleon.tokens.vq.optimizer import MuonAdam, orthogonalise
+from megachameleon.tokens.vq.patch_training import PatchTrainer, PatchTraining
+from megachameleon.tokens.vq.quality import psnr
 from megachameleon.tokens.vq.quantizer import Codebook
-from megachameleon.tokens.vq.training import Trainer, TrainingConfig, _epochs, psnr
 
 SHAPE = PatchConfig(
     image_size=16, grid=4, code_dim=8, fine_channels=8, coarse_channels=8, encoder_blocks=1, decoder_blocks=1
 )
 CPU = torch.device("cpu")
+
+
+def feed_of(pictures, config):
+    pictures = PictureSet(
+        train=pictures.numpy(),
+        held_out=pictures[:1].numpy(),
+        weights=None,
+        quarantine=[],
+        num_files=0,
+        num_duplicates=0,
+    )
+    size = pictures.train.shape[-1]
+    shared = {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed}
+    return MemoryFeed(pictures, FeedConfig(image_size=size, **shared))
+
+
+def train(trainer, pictures, steps):
+    feed = feed_of(pictures, trainer.config)
+    losses = []
+    for step in steps:
+        trainer.prepare(step, feed.sample)
+        losses.append(float(trainer.step(step, feed.batch(step))["loss"]))
+    return losses
 
 
 def stripes(n=48):
@@ -21,38 +48,24 @@ def stripes(n=48):
 
 
 def test_training_learns_to_reconstruct():
-    trainer = Trainer(SHAPE, TrainingConfig(steps=150, batch_size=16, num_codes=64, learning_rate=0.08), CPU)
+    trainer = PatchTrainer(SHAPE, PatchTraining(steps=150, batch_size=16, num_codes=64, learning_rate=0.08), CPU)
     pictures = stripes()
-    losses = [float(trainer.step(step, pictures)["loss"]) for step in range(150)]
+    losses = train(trainer, pictures, range(150))
     assert losses[-1] < 0.5 * losses[0]
-    reconstructed, counts = trainer.reconstruct(pictures)
+    reconstructed, codes = trainer.reconstruct(pictures)
     mean = pictures.float().mean((0, 2, 3), keepdim=True).expand(pictures.shape)
     assert psnr(pictures, reconstructed) > psnr(pictures, mean) + 3
-    assert counts.sum() == len(pictures) * 16 and (counts > 0).sum() > 16
-
-
-def test_psnr_of_a_known_error():
-    black = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    assert psnr(black, black + 51) == pytest.approx(13.979, abs=1e-3)  # error 0.2: 20·log10(5)
-
-
-def test_epochs_visit_every_picture_once_and_differ():
-    order = list(_epochs(0, 30, 10, seed=0))
-    assert [sorted(order[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
-    assert order[:10] != order[10:20]
-    assert list(_epochs(7, 23, 10, seed=0)) == order[7:23]
+    assert codes.shape == (len(pictures), 16) and len(codes.unique()) > 16
 
 
 def test_state_restores_the_next_step_bit_for_bit():
-    config, pictures = TrainingConfig(steps=20, batch_size=8, num_codes=16), stripes()
-    one = Trainer(SHAPE, config, CPU)
-    for step in range(5):
-        one.step(step, pictures)
+    config, pictures = PatchTraining(steps=20, batch_size=8, num_codes=16), stripes()
+    one = PatchTrainer(SHAPE, config, CPU)
+    train(one, pictures, range(5))
     state = {name: tensor.clone() for name, tensor in one.state().items()}
-    two = Trainer(SHAPE, config, CPU)
+    two = PatchTrainer(SHAPE, config, CPU)
     two.load_state(state)
-    for step in range(5, 8):
-        one.step(step, pictures), two.step(step, pictures)
+    train(one, pictures, range(5, 8)), train(two, pictures, range(5, 8))
     assert all(torch.equal(tensor, two.state()[name]) for name, tensor in one.state().items())
     assert any(not torch.equal(tensor, state[name]) for name, tensor in one.state().items())
 
@@ -111,15 +124,14 @@ def test_optimizer_descends_kernels_and_vectors():
 @pytest.mark.parametrize("values", [{"steps": 0}, {"precision": "fp8"}, {"learning_rate": 2.0}])
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
-        TrainingConfig(**values)
+        PatchTraining(**values)
 
 
 def _train_together(rank, rendezvous, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    trainer = Trainer(SHAPE, TrainingConfig(steps=12, batch_size=8, num_codes=16, continuous_part=0.3), CPU)
-    pictures = stripes()
-    losses = [float(trainer.step(step, pictures)["loss"]) for step in range(12)]
+    trainer = PatchTrainer(SHAPE, PatchTraining(steps=12, batch_size=8, num_codes=16, continuous_part=0.3), CPU)
+    losses = train(trainer, stripes(), range(12))
     torch.save((losses, trainer.state()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -129,9 +141,8 @@ def test_two_processes_stay_identical_and_agree_with_one(tmp_path):
     (losses, state), (other_losses, other) = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
     assert losses == other_losses
     assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
-    alone = Trainer(SHAPE, TrainingConfig(steps=12, batch_size=8, num_codes=16, continuous_part=0.3), CPU)
-    alone_losses = [float(alone.step(step, stripes())["loss"]) for step in range(5)]
-    assert losses[:5] == pytest.approx(alone_losses, rel=1e-4)
+    alone = PatchTrainer(SHAPE, PatchTraining(steps=12, batch_size=8, num_codes=16, continuous_part=0.3), CPU)
+    assert losses == pytest.approx(train(alone, stripes(), range(12)), rel=1e-3)
 
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
@@ -139,4 +150,10 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     with pytest.raises(ValueError, match="batch-size 8 does not divide over 3"):
-        Trainer(SHAPE, TrainingConfig(batch_size=8), CPU)
+        PatchTrainer(SHAPE, PatchTraining(batch_size=8), CPU)
+
+
+def test_generators_differ_by_seed_purpose_and_number():
+    drawn = [torch.rand(3, generator=generator(*key)) for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))]
+    assert len({tuple(values.tolist()) for values in drawn}) == 4
+    assert torch.equal(torch.rand(3, generator=generator(0, "a", 0)), drawn[0])

@@ -1,13 +1,15 @@
 """The codebook: nearest code of a vector, and its training by exponential moving averages.
 
 It is trained without gradients. Codes follow the mean of the vectors assigned to them; codes that nothing is assigned
-to are revived at vectors that are represented badly. With several processes the sums are added over all of them, and
-choices made by chance are process 0's, so that every process keeps the same codebook, bit for bit.
+to are revived at vectors that are represented badly. With several processes the sums are added over all of them and
+vectors are drawn from all of them, so that every process keeps the same codebook, bit for bit.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from megachameleon.tokens.vq.processes import gathered, rank_and_world
 
 CHUNK = 8192
 """Vectors that are compared with all codes at once."""
@@ -66,7 +68,8 @@ class Codebook(nn.Module):
             self.codes.copy_(torch.where(counts[:, None] > 0, means, self.codes))
             dead = (counts < 2).nonzero().flatten()
             if len(dead):
-                self.codes[dead] = vectors[self._badly_represented(vectors, indices, len(dead), generator)]
+                errors = (vectors - self.codes[indices]).square().sum(1)
+                self.codes[dead] = vectors[_by_weight(errors, len(dead), generator)]
         counts, _ = self._statistics(vectors, self.nearest(vectors))
         self.counts.copy_(counts * (vectors_per_step / len(vectors)))
         self.sums.copy_(self.codes * self.counts[:, None])
@@ -85,26 +88,44 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def revive(self, vectors: Tensor, indices: Tensor, generator: torch.Generator) -> None:
-        """Move codes that are hardly used to vectors of this step that are badly represented."""
+        """Move codes that are hardly used to vectors of this step, of any process, that are badly represented.
+
+        Args:
+            vectors: [N, code_dim], as many on every process.
+            generator: of the CPU, in the same state on every process.
+        """
         share = float(self.counts.sum()) / self.num_codes
         dead = (self.counts < REVIVE_BELOW * share).nonzero().flatten()
         if len(dead) == 0:
             return
-        fresh = vectors[self._badly_represented(vectors, indices, len(dead), generator)]
+        errors = gathered((vectors - self.codes[indices]).square().sum(1))
+        fresh = _rows(vectors, _by_weight(errors, len(dead), generator))
         self.codes[dead] = fresh
         self.counts[dead] = REVIVED_SHARE * share
         self.sums[dead] = REVIVED_SHARE * share * fresh
-        self._take_from_process_0()
 
     def _statistics(self, vectors: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         counts = torch.bincount(indices, minlength=self.num_codes).to(vectors.dtype)
         return counts, torch.zeros_like(self.codes).index_add_(0, indices, vectors)
 
-    def _badly_represented(self, vectors: Tensor, indices: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        errors = (vectors - self.codes[indices]).square().sum(1)
-        return torch.multinomial(errors.cpu() + 1e-9, n, replacement=True, generator=generator).to(vectors.device)
-
     def _take_from_process_0(self) -> None:
         if dist.is_initialized():
             for tensor in (self.codes, self.counts, self.sums):
                 dist.broadcast(tensor, src=0)
+
+
+def _by_weight(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """`n` places int64 in weights [N], drawn in proportion to them."""
+    return torch.multinomial(weights.cpu() + 1e-9, n, replacement=True, generator=generator).to(weights.device)
+
+
+def _rows(vectors: Tensor, places: Tensor) -> Tensor:
+    """Rows of all processes' vectors, one process after the other, by place int64 [n]."""
+    rank, world_size = rank_and_world()
+    if world_size == 1:
+        return vectors[places]
+    local = places - rank * len(vectors)
+    mine = (local >= 0) & (local < len(vectors))
+    rows = torch.where(mine[:, None], vectors[local.clamp(0, len(vectors) - 1)], 0.0)
+    dist.all_reduce(rows)
+    return rows

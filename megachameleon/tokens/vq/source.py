@@ -1,34 +1,47 @@
-"""The pictures that an image tokenizer is trained on: from tars and folders into one array in memory.
+"""Where pictures lie: the files of pictures in tars and folders, with their tags, without decoding any."""
 
-Equal pictures are kept once, so that a held-out picture is never one that was trained on. Which pictures are held out
-depends on their pixels alone, not on the order or the names of the files.
-"""
-
-import hashlib
-import random
+import json
 import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from megachameleon.tokens.pictures import PICTURE_SUFFIXES, open_picture, prepare_picture
+from megachameleon.tokens.pictures import PICTURE_SUFFIXES
 
 MAX_FILE_BYTES = 2**28
 """Longer encoded pictures are set aside."""
+MAX_JSON_BYTES = 2**20
+"""Longer JSON files are not searched for tags."""
 MIN_PICTURES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PictureInput:
+    """A tar or folder, and a tag for all of its pictures."""
+
+    path: Path
+    tag: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tag}={self.path}" if self.tag else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
     """Where the bytes of one encoded picture lie."""
 
-    origin: str
-    """`folder/a.png` or `shard.tar/a.png`."""
+    name: str
+    """Name in its tar; empty for a file of its own."""
     path: Path
     offset: int
     size: int
+    tags: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """`folder/a.png` or `shard.tar/a.png`."""
+        return f"{self.path}/{self.name}" if self.name else str(self.path)
 
     def read(self) -> bytes:
         """The encoded picture.
@@ -46,124 +59,104 @@ class PictureFile:
         return data
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PictureSet:
-    """Prepared pictures and how they came about."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `find_pictures` found."""
 
-    train: np.ndarray
-    """uint8 [N, 3, size, size]."""
-    held_out: np.ndarray
-    """uint8 [M, 3, size, size], no picture of `train` among them."""
-    quarantine: list[dict[str, str]]
-    """`origin` and `reason` of each file that could not be used."""
-    num_files: int
-    """Picture files found, the unusable ones included."""
-    num_duplicates: int
-    """Usable files whose prepared pixels equal those of an earlier one."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all pixels."""
-        digest = hashlib.sha256(self.train.tobytes())
-        digest.update(self.held_out.tobytes())
-        return digest.hexdigest()[:16]
+    files: list[PictureFile] = field(default_factory=list)
+    quarantine: list[dict[str, str]] = field(default_factory=list)
+    """`origin` and `reason` of each JSON file that was to be searched for tags and could not be read."""
 
 
-def find_pictures(inputs: Sequence[Path]) -> list[PictureFile]:
+def parse_input(text: str) -> PictureInput:
+    """`path`, or `tag=path` for a tag of letters, digits, - and _; a path that exists is always a path."""
+    tag, equals, path = text.partition("=")
+    if equals and tag.replace("-", "").replace("_", "").isalnum() and not Path(text).exists():
+        return PictureInput(Path(path), tag)
+    return PictureInput(Path(text))
+
+
+def find_pictures(inputs: Sequence[PictureInput], *, read_tags: bool = False) -> Found:
     """List the .png, .jpg, .jpeg and .webp files in uncompressed tars and, at any depth, in folders (tars there too).
+
+    Args:
+        read_tags: also take tags from the JSON file beside a picture (KEY.json beside KEY.png, in a tar too): the
+            strings of its lists `tags` or its string `tag`.
 
     Raises:
         ValueError: an input is missing, a tar is damaged, or no picture is there at all.
     """
-    files: list[PictureFile] = []
-    for path in inputs:
-        if path.is_dir():
-            for inner in sorted(path.rglob("*")):
+    found = Found()
+    for given in inputs:
+        tags = (given.tag,) if given.tag else ()
+        if given.path.is_dir():
+            for inner in sorted(given.path.rglob("*")):
                 if inner.suffix.lower() in PICTURE_SUFFIXES and inner.is_file():
-                    files.append(PictureFile(str(inner), inner, 0, inner.stat().st_size))
+                    own = _tags_beside(inner, found) if read_tags else ()
+                    found.files.append(PictureFile("", inner, 0, inner.stat().st_size, tags + own))
                 elif inner.suffix == ".tar" and inner.is_file():
-                    files.extend(_list_tar(inner))
-        elif path.is_file():
-            files.extend(_list_tar(path))
+                    _list_tar(inner, tags, read_tags, found)
+        elif given.path.is_file():
+            _list_tar(given.path, tags, read_tags, found)
         else:
-            raise ValueError(f"--input {path}: no such file or folder")
-    if not files:
+            raise ValueError(f"--input {given}: no such file or folder")
+    if not found.files:
         names = ", ".join(map(str, inputs))
         raise ValueError(f"--input {names}: no {', '.join(PICTURE_SUFFIXES)} files there; name tars or folders of them")
-    return files
+    return found
 
 
-def load_pictures(
-    files: Sequence[PictureFile],
-    size: int,
-    *,
-    held_out: int,
-    max_pictures: int,
-    seed: int,
-    advance: Callable[[], None] = lambda: None,
-) -> PictureSet:
-    """Decode and prepare pictures; set unusable ones aside; keep distinct ones, split in two.
-
-    Args:
-        files: of `find_pictures`.
-        size: side in pixels.
-        held_out: pictures to hold out; at most a tenth of all.
-        max_pictures: of more distinct pictures, a uniform sample of this size (a reservoir) is kept, to bound memory.
-        seed: of that sample.
-        advance: called once for each file.
-
-    Raises:
-        ValueError: fewer than `MIN_PICTURES` distinct usable pictures.
-    """
-    chance = random.Random(seed)
-    kept: list[tuple[bytes, np.ndarray]] = []
-    seen: set[bytes] = set()
-    quarantine: list[dict[str, str]] = []
-    for file in files:
-        advance()
-        try:
-            pixels = prepare_picture(open_picture(file.read(), file.origin), size)
-        except (ValueError, OSError) as error:
-            quarantine.append({"origin": file.origin, "reason": str(error)})
-            continue
-        digest = hashlib.sha256(pixels.tobytes()).digest()
-        if digest in seen:
-            continue
-        seen.add(digest)
-        if len(kept) < max_pictures:
-            kept.append((digest, pixels))
-        elif (place := chance.randrange(len(seen))) < max_pictures:
-            kept[place] = (digest, pixels)
-    if len(kept) < MIN_PICTURES:
-        raise ValueError(
-            f"--input: {len(kept)} distinct usable pictures in {len(files)} files ({len(quarantine)} set aside"
-            f"{', the first: ' + quarantine[0]['reason'] if quarantine else ''}); "
-            f"an image tokenizer needs at least {MIN_PICTURES}"
-        )
-    kept.sort(key=lambda item: item[0])
-    split = max(1, min(held_out, len(kept) // 10))
-    pictures = np.stack([pixels for _, pixels in kept])
-    return PictureSet(
-        train=pictures[split:],
-        held_out=pictures[:split],
-        quarantine=quarantine,
-        num_files=len(files),
-        num_duplicates=len(files) - len(quarantine) - len(seen),
-    )
-
-
-def _list_tar(path: Path) -> list[PictureFile]:
+def _list_tar(path: Path, tags: tuple[str, ...], read_tags: bool, found: Found) -> None:
     try:
         with tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
         _require_end_mark(path, members)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a whole uncompressed tar ({error}); copy or unpack it again") from None
-    return [
-        PictureFile(f"{path}/{member.name}", path, member.offset_data, member.size)
-        for member in members
-        if member.isreg() and not member.issparse() and member.name.lower().endswith(PICTURE_SUFFIXES)
-    ]
+    plain = [member for member in members if member.isreg() and not member.issparse()]
+    own = dict(_tags_in_tar(path, plain, found)) if read_tags else {}
+    for member in plain:
+        if member.name.lower().endswith(PICTURE_SUFFIXES):
+            all_tags = tags + own.get(_key(member.name), ())
+            found.files.append(PictureFile(member.name, path, member.offset_data, member.size, all_tags))
+
+
+def _tags_in_tar(path: Path, members: Sequence[tarfile.TarInfo], found: Found) -> Iterator[tuple[str, tuple[str, ...]]]:
+    with path.open("rb") as file:
+        for member in members:
+            if member.name.lower().endswith(".json"):
+
+                def read(member: tarfile.TarInfo = member) -> bytes:
+                    file.seek(member.offset_data)
+                    return file.read(member.size)
+
+                yield _key(member.name), _tags_of(read, member.size, f"{path}/{member.name}", found)
+
+
+def _tags_beside(picture: Path, found: Found) -> tuple[str, ...]:
+    path = picture.with_name(_key(picture.name) + ".json")
+    return _tags_of(path.read_bytes, path.stat().st_size, str(path), found) if path.is_file() else ()
+
+
+def _tags_of(read: Callable[[], bytes], size: int, origin: str, found: Found) -> tuple[str, ...]:
+    try:
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"{size:,} bytes exceed the limit of {MAX_JSON_BYTES:,}")
+        value: Any = json.loads(read())
+    except (ValueError, RecursionError) as error:
+        found.quarantine.append({"origin": origin, "reason": f"no tags were read: {error}"})
+        return ()
+    if not isinstance(value, dict):
+        return ()
+    listed = value.get("tags")
+    tags = [*(listed if isinstance(listed, list) else ()), value.get("tag")]
+    return tuple(tag for tag in tags if isinstance(tag, str) and tag)
+
+
+def _key(name: str) -> str:
+    """`folder/key.a.png` is `folder/key`."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
 def _require_end_mark(path: Path, members: Sequence[tarfile.TarInfo]) -> None:
