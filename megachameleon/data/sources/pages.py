@@ -12,8 +12,8 @@ from megachameleon.data.records import PictureSegment, Segment, TextSegment, che
 from megachameleon.data.sources.beside import FilesBeside
 from megachameleon.tokens.pictures import PICTURE_SUFFIXES
 
-MAX_PAGE_BYTES = 1 << 25
-"""Longest page; parsers of pages need some ten times as much memory."""
+MAX_PAGE_BYTES = 1 << 23
+"""Longest page; parsers need many times its bytes, and time that may grow with their square."""
 _SUFFIXES = (*PICTURE_SUFFIXES, ".gif", ".bmp")
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|//")
 
