@@ -1,5 +1,6 @@
 """Random tokens in the trainer's own samples: the same for every contestant."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.shapes import Shape
-from megachameleon.data.samples import Sample, collate
+from megachameleon.data.samples import Sample, stack, to_tensors
 from megachameleon.tokens.vocabulary import Vocabulary
 
 POOL = 4
@@ -42,10 +43,14 @@ class RandomSamples:
     def __getitem__(self, position: int, /) -> Sample:
         return self._pool[position % len(self._pool)]
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """All samples of a step, as the trainer would collate them, on the CPU."""
+    def batch(self, positions: Sequence[int], /) -> Sample:
+        """Several samples, as the trainer's step reads them."""
+        return stack([self[position] for position in positions])
+
+    def step_batch(self, step: int) -> dict[str, Tensor]:
+        """All samples of a step on the CPU."""
         first = step * self.micro_batch_size
-        return collate([self[position] for position in range(first, first + self.micro_batch_size)])
+        return to_tensors(self.batch(range(first, first + self.micro_batch_size)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,7 @@ def peer_batches(samples: RandomSamples, device: torch.device, *, isolate: bool)
     Args:
         isolate: whether samples hold several documents.
     """
-    return [_peer_batch(samples.batch(step), device, isolate) for step in range(POOL)]
+    return [_peer_batch(samples.step_batch(step), device, isolate) for step in range(POOL)]
 
 
 def _peer_batch(batch: dict[str, Tensor], device: torch.device, isolate: bool) -> PeerBatch:

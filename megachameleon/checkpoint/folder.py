@@ -30,7 +30,7 @@ class CheckpointManifest:
     consumed_samples: int
     """Position in the blend."""
     data_fingerprint: str
-    """Hash of all that decided the samples before that position."""
+    """What decided all samples before that position (`BlendedSamples.history`)."""
     versions: dict[str, str]
     vocabulary: dict[str, Any]
     tokenizers: dict[str, str | None]

@@ -1,36 +1,29 @@
 """Which sample of which dataset stands at which position of a run.
 
-Position → (dataset, epoch, sample) is a pure function of (seed, stages, sizes): no index arrays, no cache, no state.
+Position → (dataset, epoch, sample) is a pure function of (seed, stages, datasets): no index arrays, no cache, no state,
+and it can be turned round.
 
 * A run is a list of stages, each with its own weights. Quotas are exact at every multiple of `block_size` (to within a
   sample or two, rounding) and near it in between. A stage may end anywhere and others may be appended, also with new
   datasets: what came before does not move, for a stage knows only the datasets that have weight in it.
-* The n-th draw from a dataset is sample `permutation(n mod size)` of epoch `n div size`, with a permutation keyed by
-  (seed, dataset, epoch): every epoch visits each sample exactly once.
+* The n-th draw from a dataset is step (n mod size) of epoch (n div size), in the order of `EpochOrder`: every epoch
+  visits each sample exactly once, and every stretch of it has the dataset's own share of picture tokens.
 """
 
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
-from megachameleon.data.packing import PackedDataset
+from megachameleon.data.interleaving import Interleaving
+from megachameleon.data.mixture import Stage, sample_weights, whole_numbers
+from megachameleon.data.packed import PackedDataset
 from megachameleon.data.samples import Sample
+from megachameleon.data.strata import EpochOrder
 
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A stretch of a run with one mixture."""
-
-    num_samples: int | None
-    """None: until the end of the run; only for the last stage."""
-    weights: Mapping[str, float]
-    """Shares of samples by dataset; they need not add up to one."""
+BLEND_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +46,35 @@ class _StageStart:
 class Blend:
     """The order of a run over several datasets."""
 
-    def __init__(self, sizes: Mapping[str, int], stages: Sequence[Stage], seed: int, block_size: int = 1024) -> None:
+    def __init__(
+        self, strata: Mapping[str, Sequence[int]], stages: Sequence[Stage], seed: int, block_size: int = 1024
+    ) -> None:
         """
         Args:
-            sizes: samples in an epoch of each dataset.
+            strata: samples by stratum of each dataset.
+            stages: with weights by samples.
             block_size: samples after which quotas are exact.
 
         Raises:
             ValueError: no stage, an open-ended stage that is not the last, an unknown dataset, weights that are
                 negative, not finite or all zero, or a dataset with weight and no samples.
         """
-        _check_stages(sizes, stages)
-        self.sizes = dict(sorted(sizes.items()))
+        self.strata = {name: tuple(strata[name]) for name in sorted(strata)}
+        self.sizes = {name: sum(counts) for name, counts in self.strata.items()}
+        check_stages(self.sizes, stages)
         self.stages = tuple(stages)
         self.seed = seed
         self.block_size = block_size
         self._names = [tuple(name for name in self.sizes if stage.weights.get(name)) for stage in stages]
         self._weights = [
-            [Fraction(stage.weights[name]) for name in names] for stage, names in zip(stages, self._names, strict=True)
+            whole_numbers({name: stage.weights[name] for name in names})
+            for stage, names in zip(stages, self._names, strict=True)
         ]
-        self._cached_block: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+        self._orders = [
+            Interleaving(list(weights.values()), (seed, "stage", number), block_size)
+            for number, weights in enumerate(self._weights)
+        ]
+        self._epochs: dict[str, tuple[int, EpochOrder]] = {}
         start = _StageStart(0, dict.fromkeys(self.sizes, 0))
         self._starts = [start]
         for number, stage in enumerate(stages):
@@ -88,22 +90,43 @@ class Blend:
 
     def __getitem__(self, position: int) -> Draw:
         """What stands at a position of the run, counted over all ranks."""
-        stage = self._stage_of(position)
+        stage = self.stage_of(position)
         start = self._starts[stage]
-        block, offset = divmod(position - start.position, self.block_size)
-        datasets, ordinals = self._block(stage, block)
-        number = int(datasets[offset])
+        number, ordinal = self._orders[stage][position - start.position]
         name = self._names[stage][number]
-        epoch, step = divmod(start.drawn[name] + int(ordinals[offset]), self.sizes[name])
-        key = _hash(self.seed, "epoch", name, epoch)
-        return Draw(name, epoch, keyed_permutation(step, self.sizes[name], key))
+        epoch, step = divmod(start.drawn[name] + ordinal, self.sizes[name])
+        return Draw(name, epoch, self._epoch(name, epoch)[step])
+
+    def position_of(self, draw: Draw) -> int | None:
+        """Where a draw stands; None if the run does not reach it."""
+        nth = draw.epoch * self.sizes[draw.dataset] + self._epoch(draw.dataset, draw.epoch).step_of(draw.index)
+        for stage, names in enumerate(self._names):
+            start, end = self._starts[stage], self._starts[stage + 1 : stage + 2]
+            if draw.dataset not in names or (end and nth >= end[0].drawn[draw.dataset]):
+                continue
+            within = self._orders[stage].position_of(names.index(draw.dataset), nth - start.drawn[draw.dataset])
+            return None if within is None else start.position + within
+        return None
+
+    def positions_of(self, dataset: str, index: int, end: int) -> Iterator[int]:
+        """All positions before `end` where a sample is read, one for each epoch of its dataset, in order of epochs."""
+        last, rest = divmod(self.drawn_before(end)[dataset], self.sizes[dataset])
+        for epoch in range(last + (rest > 0)):
+            position = self.position_of(Draw(dataset, epoch, index))
+            if position is not None and position < end:
+                yield position
 
     def drawn_before(self, position: int) -> dict[str, int]:
         """How many samples of each dataset stand before a position; divide by `sizes` for epochs."""
         if position == 0:
             return dict.fromkeys(self.sizes, 0)
-        stage = self._stage_of(position - 1)
+        stage = self.stage_of(position - 1)
         return self._drawn_until(stage, position - self._starts[stage].position)
+
+    def stage_bounds(self, end: int) -> list[tuple[int, int]]:
+        """First position and one past the last of the stages that begin before `end`."""
+        starts = [start.position for start in self._starts[: len(self.stages)] if start.position < end]
+        return list(zip(starts, [*starts[1:], end], strict=True))
 
     def names_before(self, position: int) -> list[str]:
         """The datasets, sorted, that have weight in a stage that begins before `position`."""
@@ -116,49 +139,31 @@ class Blend:
         Later stages, their datasets, and how long the stage at `position` goes on, do not matter.
         """
         past = []
-        for stage, start, names, weights in zip(self.stages, self._starts, self._names, self._weights, strict=False):
+        for stage, start, weights in zip(self.stages, self._starts, self._weights, strict=False):
             if start.position < position:
                 end = position if stage.num_samples is None else min(position, start.position + stage.num_samples)
-                past.append([end, [[n, str(w / sum(weights))] for n, w in zip(names, weights, strict=True)]])
-        sizes = [[name, self.sizes[name]] for name in self.names_before(position)]
-        return _fingerprint(["blend-2", self.seed, self.block_size, sizes, past])
+                past.append([end, [[name, str(weight)] for name, weight in weights.items()]])
+        strata = [[name, self.strata[name]] for name in self.names_before(position)]
+        return _fingerprint(["blend", BLEND_VERSION, self.seed, self.block_size, strata, past])
 
-    def _stage_of(self, position: int) -> int:
+    def stage_of(self, position: int) -> int:
+        """The number of the stage that a position belongs to."""
         if position < 0 or (self.num_samples is not None and position >= self.num_samples):
             raise IndexError(f"position {position} of a run of {self.num_samples} samples")
         starts = [start.position for start in self._starts[: len(self.stages)]]
         return max(number for number, start in enumerate(starts) if start <= position)
 
+    def _epoch(self, name: str, epoch: int) -> EpochOrder:
+        cached = self._epochs.get(name)
+        if cached is None or cached[0] != epoch:
+            cached = self._epochs[name] = (epoch, EpochOrder(self.strata[name], (self.seed, "epoch", name, epoch)))
+        return cached[1]
+
     def _drawn_until(self, stage: int, count: int) -> dict[str, int]:
         """How many of each dataset stand before the stage and among its first `count` samples."""
-        block, offset = divmod(count, self.block_size)
-        drawn = apportion(self._weights[stage], block * self.block_size)
-        if offset:
-            datasets, _ = self._block(stage, block)
-            rest = np.bincount(datasets[:offset], minlength=len(drawn)).tolist()
-            drawn = [a + b for a, b in zip(drawn, rest, strict=True)]
         before = self._starts[stage].drawn
-        return {**before, **{n: before[n] + more for n, more in zip(self._names[stage], drawn, strict=True)}}
-
-    def _block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The datasets of a block, and how many of that dataset the stage drew before: int64 [block_size] each.
-
-        A dataset's number is its place among those of the stage.
-
-        Each dataset's draws are spread evenly over the block with a random jitter, so any stretch is near the weights.
-        """
-        if self._cached_block is not None and self._cached_block[0] == (stage, block):
-            return self._cached_block[1:]
-        low = apportion(self._weights[stage], block * self.block_size)
-        high = apportion(self._weights[stage], (block + 1) * self.block_size)
-        random = np.random.Generator(np.random.Philox(key=_hash(self.seed, "block", stage, block)))
-        counts = np.subtract(high, low)
-        datasets = np.repeat(np.arange(len(counts)), counts)
-        ordinals = np.concatenate([np.arange(a, b) for a, b in zip(low, high, strict=True)])
-        ranks = ordinals - np.repeat(low, counts)
-        order = np.argsort((ranks + random.random(len(ranks))) / np.repeat(counts, counts), kind="stable")
-        self._cached_block = ((stage, block), datasets[order], ordinals[order])
-        return self._cached_block[1:]
+        counts = zip(self._names[stage], self._orders[stage].counts_before(count), strict=True)
+        return {**before, **{name: before[name] + more for name, more in counts}}
 
 
 class BlendedSamples:
@@ -169,12 +174,12 @@ class BlendedSamples:
         Raises:
             ValueError: names or sizes are not the blend's, or vocabularies or sequence lengths differ.
         """
-        sizes = {name: len(dataset) for name, dataset in datasets.items()}
-        if sizes != blend.sizes:
-            raise ValueError(f"blend: made for datasets of sizes {blend.sizes}, got {sizes}")
+        strata = {name: tuple(dataset.strata) for name, dataset in datasets.items()}
+        if strata != blend.strata:
+            raise ValueError(f"blend: made for datasets of sizes {blend.strata}, got {strata}")
         (first_name, first), *others = datasets.items()
         for name, other in others:
-            first.dataset.vocabulary.require_same(other.dataset.vocabulary, first_name, name)
+            first.vocabulary.require_same(other.vocabulary, first_name, name)
             if first.sequence_length != other.sequence_length:
                 raise ValueError(
                     f"blend: {first_name} is packed for sequence_length={first.sequence_length} and {name} for "
@@ -182,27 +187,54 @@ class BlendedSamples:
                 )
         self.blend = blend
         self.datasets = dict(datasets)
+        self.vocabulary, self.sequence_length = first.vocabulary, first.sequence_length
 
     @classmethod
     def of(cls, datasets: Mapping[str, PackedDataset], stages: Sequence[Stage], seed: int) -> "BlendedSamples":
-        """Blend datasets."""
-        return cls(Blend({name: len(dataset) for name, dataset in datasets.items()}, stages, seed), datasets)
+        """Blend datasets.
+
+        Raises:
+            ValueError: as `Blend`, or a stage asks for picture tokens that the datasets cannot give.
+        """
+        check_stages({name: len(dataset) for name, dataset in datasets.items()}, stages)
+        resolved = [
+            Stage(stage.num_samples, sample_weights(stage, datasets, f"data.stages[{number}]"))
+            for number, stage in enumerate(stages)
+        ]
+        return cls(Blend({name: dataset.strata for name, dataset in datasets.items()}, resolved, seed), datasets)
+
+    @property
+    def num_samples(self) -> int | None:
+        """Length of the run; None if the last stage is open-ended."""
+        return self.blend.num_samples
+
+    def drawn_before(self, position: int) -> dict[str, int]:
+        """How many samples of each dataset stand before a position."""
+        return self.blend.drawn_before(position)
 
     def __getitem__(self, position: int) -> Sample:
         draw = self.blend[position]
         return self.datasets[draw.dataset][draw.index]
 
-    def history_fingerprint(self, position: int) -> str:
-        """A hash of all samples before `position`: their order, and the datasets that they came from.
+    def batch(self, positions: Sequence[int]) -> Sample:
+        """The samples at several positions as one batch [B, S]."""
+        batch = Sample.empty(len(positions), self.sequence_length)
+        for row, position in enumerate(positions):
+            draw = self.blend[position]
+            batch.row(row).lay(*self.datasets[draw.dataset].read(draw.index), self.vocabulary)
+        return batch
+
+    def history(self, position: int) -> str:
+        """What decided all samples before `position`, as JSON: their order, and the datasets that they came from.
 
         Datasets that only later stages draw from may be added, changed or removed.
         """
-        used = [[name, self.datasets[name].fingerprint] for name in self.blend.names_before(position)]
-        return _fingerprint([self.blend.history_fingerprint(position), used])
+        used = {name: self.datasets[name].fingerprint for name in self.blend.names_before(position)}
+        return json.dumps({"order": self.blend.history_fingerprint(position), "datasets": used}, sort_keys=True)
 
 
 class FirstSamples:
-    """The first samples of a dataset in a fixed order, for validation."""
+    """The first samples of a dataset in an order that is the same in every run, for validation."""
 
     def __init__(self, dataset: PackedDataset, num_samples: int | None = None) -> None:
         """
@@ -210,6 +242,7 @@ class FirstSamples:
             num_samples: at most this many; None for all.
         """
         self.dataset = dataset
+        self._order = EpochOrder(dataset.strata, ("first samples",))
         self._length = len(dataset) if num_samples is None else min(num_samples, len(dataset))
 
     def __len__(self) -> int:
@@ -218,57 +251,40 @@ class FirstSamples:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} of {self._length}")
-        return self.dataset[index]
+        return self.dataset[self._order[index]]
+
+    def batch(self, indices: Sequence[int]) -> Sample:
+        """Several of them as one batch [B, S]."""
+        batch = Sample.empty(len(indices), self.dataset.sequence_length)
+        for row, index in enumerate(indices):
+            batch.row(row).lay(*self.dataset.read(self._order[index]), self.dataset.vocabulary)
+        return batch
 
 
-def apportion(weights: Sequence[Fraction], count: int) -> list[int]:
-    """Split `count` by weights into whole numbers that add up to it and never shrink as `count` grows.
-
-    Halving the list keeps both: each share is within half the depth of the tree of the exact one.
-    """
-    if len(weights) == 1:
-        return [count]
-    middle = len(weights) // 2
-    left, total = sum(weights[:middle]), sum(weights)
-    first = int(count * left / total + Fraction(1, 2)) if total else 0
-    return apportion(weights[:middle], first) + apportion(weights[middle:], count - first)
-
-
-def keyed_permutation(index: int, size: int, key: int) -> int:
-    """Where `index` goes in a permutation of range(size) that `key` chooses; needs no memory.
-
-    A Feistel network over the next even number of bits, walked until it falls below `size`.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    round_keys = [_mix(key + turn) for turn in range(6)]
-    while True:
-        left, right = index >> half, index & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        index = left << half | right
-        if index < size:
-            return index
-
-
-def _mix(value: int) -> int:
-    """splitmix64 (Steele, Lea and Flood, 2014): 64 bits to 64 bits that look independent."""
-    bits = (1 << 64) - 1
-    value = (value + 0x9E3779B97F4A7C15) & bits
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & bits
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & bits
-    return value ^ (value >> 31)
+def what_changed(before: str, now: str) -> str:
+    """Say in words why two histories differ."""
+    try:
+        old, new = json.loads(before), json.loads(now)
+        was, are = old["datasets"], new["datasets"]
+    except (ValueError, TypeError, KeyError):
+        return "it was saved by an earlier version, which ordered samples otherwise"
+    changed = [name for name in was if name in are and was[name] != are[name]]
+    parts = [f"dataset {name} has other shards, or is packed otherwise" for name in changed]
+    parts += [f"dataset {name} is gone" for name in was if name not in are]
+    parts += [f"dataset {name} is new" for name in are if name not in was]
+    return "; ".join(parts) or "the seed, sequence_length, data.order or the weights of a stage are other ones"
 
 
 def _fingerprint(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def _hash(*parts: int | str) -> int:
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little")
+def check_stages(sizes: Mapping[str, int], stages: Sequence[Stage]) -> None:
+    """Refuse stages that make no sense for datasets of these sizes.
 
-
-def _check_stages(sizes: Mapping[str, int], stages: Sequence[Stage]) -> None:
+    Raises:
+        ValueError: as `Blend`.
+    """
     if not stages:
         raise ValueError("stages: empty; give at least one stage with weights")
     for number, stage in enumerate(stages):
@@ -277,7 +293,7 @@ def _check_stages(sizes: Mapping[str, int], stages: Sequence[Stage]) -> None:
         if stage.num_samples is not None and stage.num_samples < 1:
             raise ValueError(f"stages[{number}].num_samples={stage.num_samples}: must be at least 1")
         for name, weight in stage.weights.items():
-            _check_weight(f"stages[{number}].weights", name, weight, sizes)
+            _check_weight(f"stages[{number}].weights", name, float(weight), sizes)
         if not any(stage.weights.values()):
             raise ValueError(f"stages[{number}].weights: all zero; give at least one dataset a positive weight")
 

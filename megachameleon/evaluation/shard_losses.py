@@ -7,11 +7,9 @@ from typing import Any
 
 from megachameleon.config import RunConfig
 from megachameleon.data.blending import FirstSamples
-from megachameleon.data.packing import PackedDataset
-from megachameleon.data.shards import Dataset
+from megachameleon.data.packed import open_packed
 from megachameleon.generation.loading import CheckpointInfo
 from megachameleon.parallel.context import ParallelContext
-from megachameleon.parallel.seeding import derive_seed
 
 
 def open_samples(data: Mapping[str, Path], info: CheckpointInfo, max_samples: int | None) -> dict[str, FirstSamples]:
@@ -19,25 +17,25 @@ def open_samples(data: Mapping[str, Path], info: CheckpointInfo, max_samples: in
 
     Args:
         data: folder of shards by the name to report.
-        info: the checkpoint, which knows the seed, the sequence length and the tokenizers.
+        info: the checkpoint, which knows the sequence length, the packing and the tokenizers.
         max_samples: samples of each dataset, the first ones; None takes all.
 
     Raises:
         ValueError: a folder without complete shards, or shards of another vocabulary or other tokenizers.
     """
-    seed = derive_seed(info.config.training.seed, "data")
+    settings = info.config.data
     samples = {}
     for name, path in data.items():
-        dataset = Dataset.open(path)
+        dataset = open_packed([path], settings.sequence_length, settings.packing)
         info.vocabulary.require_same(dataset.vocabulary, "the checkpoint", f"dataset {name} ({path})")
-        for kind, mine in (("text", dataset.tokenizer), ("image", dataset.image_tokenizer)):
+        for kind, mine in (("text", dataset.summary.tokenizer), ("image", dataset.summary.image_tokenizer)):
             wanted = info.tokenizers.get(kind)
             if mine != wanted and None not in (mine, wanted):
                 raise ValueError(
                     f"--data {name}={path}: made with another {kind} tokenizer ({mine}) than the data of checkpoint "
                     f"{info.path} ({wanted}); preprocess it with that one"
                 )
-        samples[name] = FirstSamples(PackedDataset(dataset, info.config.data.sequence_length, seed), max_samples)
+        samples[name] = FirstSamples(dataset, max_samples)
     return samples
 
 

@@ -135,11 +135,11 @@ def _describe_data(config: RunConfig) -> list[str]:
         from megachameleon.training.callbacks.drawing import Drawing
 
         Drawing(config)  # refuses what cannot be drawn
-    drawn = data.train.blend.drawn_before(config.training.num_steps * config.training.global_batch_size)
+    drawn = data.train.drawn_before(config.training.num_steps * config.training.global_batch_size)
     return [
-        f"data             {name}: {packed.dataset.num_tokens:,} tokens in {len(packed):,} samples "
-        f"({packed.fill_rate:.1%} filled), {drawn[name] / len(packed):.2f} epochs"
-        for name, packed in data.train.datasets.items()
+        f"data             {name}: {packed.summary.tokens:,} tokens in {len(packed):,} samples "
+        f"({packed.fill_rate:.1%} filled), {drawn.get(name, 0) / len(packed):.2f} epochs"
+        for name, packed in data.datasets.items()
     ]
 
 

@@ -1,19 +1,19 @@
 """Which samples each rank reads at each step: a pure function of the position in the blend."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from megachameleon.config import DataConfig, TrainingConfig
-from megachameleon.data.blending import BlendedSamples, FirstSamples, Stage
-from megachameleon.data.packing import PackedDataset
-from megachameleon.data.samples import Sample, collate
-from megachameleon.data.shards import Dataset
+from megachameleon.data.blending import BlendedSamples, FirstSamples
+from megachameleon.data.megatron_order import MegatronSamples
+from megachameleon.data.mixture import Stage
+from megachameleon.data.packed import PackedDataset, open_packed
+from megachameleon.data.samples import Sample, to_tensors
 from megachameleon.model.sequence_layout import context_chunks
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.seeding import derive_seed
@@ -24,16 +24,20 @@ Batch = dict[str, Tensor]
 
 
 class Samples(Protocol):
-    """Position to sample."""
+    """Positions to samples."""
 
-    def __getitem__(self, position: int, /) -> Sample: ...
+    def batch(self, positions: Sequence[int], /) -> Sample:
+        """The samples at these positions, as one batch [B, S]."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """All that a run reads."""
 
-    train: BlendedSamples
+    train: BlendedSamples | MegatronSamples
+    datasets: dict[str, PackedDataset]
+    """Of training, by name."""
     validation: dict[str, FirstSamples]
     vocabulary: Vocabulary
     tokenizers: Tokenizers
@@ -53,14 +57,12 @@ def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
             "data.train and data.stages: missing; name at least one dataset and one stage with its weights"
         )
     vocabulary = Vocabulary.load(Path(data.tokenizer))
-    seed = derive_seed(training.seed, "data")
-    train = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.train.items()}
-    validation = {name: _pack(name, paths, data, vocabulary, seed) for name, paths in data.validation.items()}
-    stages = [Stage(num_samples=stage.samples, weights=stage.weights) for stage in data.stages]
-    blend = BlendedSamples.of(train, stages, seed)
+    train = {name: _open(name, paths, data, vocabulary) for name, paths in data.train.items()}
+    validation = {name: _open(name, paths, data, vocabulary) for name, paths in data.validation.items()}
     limit = training.validation_samples
     return TrainingData(
-        train=blend,
+        train=_order(train, data, training),
+        datasets=train,
         validation={name: FirstSamples(packed, limit) for name, packed in validation.items()},
         vocabulary=vocabulary,
         tokenizers=tokenizers_of({**train, **validation}, data),
@@ -78,7 +80,7 @@ def require_enough_samples(data: TrainingData, training: TrainingConfig, *, done
         ValueError: the stages end before the run does.
     """
     needed = consumed + (training.num_steps - done) * training.global_batch_size
-    available = data.train.blend.num_samples
+    available = data.train.num_samples
     if available is not None and available < needed:
         raise ValueError(
             f"data.stages: hold {available} samples, but the run needs {needed} (training.num_steps x "
@@ -95,8 +97,8 @@ def training_batches(
     """
     for micro_batch in range(num_micro_batches):
         first = start + (micro_batch * context.data_parallel + context.data_rank) * micro_batch_size
-        chosen = [samples[position] for position in range(first, first + micro_batch_size)]
-        yield to_device(own_part(collate(chosen), context), context.device)
+        batch = samples.batch(range(first, first + micro_batch_size))
+        yield to_device(own_part(to_tensors(batch), context), context.device)
 
 
 def validation_batches(
@@ -106,10 +108,10 @@ def validation_batches(
     last = len(samples) - 1
 
     class Padded:
-        def __getitem__(self, position: int, /) -> Sample:
-            if position <= last:
-                return samples[position]
-            return replace(samples[last], loss_mask=np.zeros_like(samples[last].loss_mask))
+        def batch(self, positions: Sequence[int], /) -> Sample:
+            batch = samples.batch([min(position, last) for position in positions])
+            batch.loss_mask[[position > last for position in positions]] = 0
+            return batch
 
     return training_batches(Padded(), start, num_micro_batches, micro_batch_size, context)
 
@@ -134,9 +136,28 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _pack(name: str, paths: tuple[str, ...], data: DataConfig, vocabulary: Vocabulary, seed: int) -> PackedDataset:
+def _open(name: str, paths: tuple[str, ...], data: DataConfig, vocabulary: Vocabulary) -> PackedDataset:
     if not paths:
         raise ValueError(f"data: dataset {name} has no shards; give it a folder, or take it out")
-    dataset = Dataset.open(list(paths))
-    vocabulary.require_same(dataset.vocabulary, f"data.tokenizer={data.tokenizer}", f"dataset {name}")
-    return PackedDataset(dataset, data.sequence_length, seed)
+    packed = open_packed(paths, data.sequence_length, data.packing)
+    vocabulary.require_same(packed.vocabulary, f"data.tokenizer={data.tokenizer}", f"dataset {name}")
+    return packed
+
+
+def _order(
+    datasets: dict[str, PackedDataset], data: DataConfig, training: TrainingConfig
+) -> BlendedSamples | MegatronSamples:
+    if data.order == "megatron":
+        return MegatronSamples.of(
+            {name: data.train[name] for name in datasets},
+            data.stages[0].weights,
+            num_samples=training.num_steps * training.global_batch_size,
+            sequence_length=data.sequence_length,
+            seed=training.seed,
+            isolate_documents=data.isolate_documents,
+        )
+    stages = [
+        Stage(num_samples=stage.samples, weights=stage.weights, by=stage.by, image_tokens=stage.image_tokens)
+        for stage in data.stages
+    ]
+    return BlendedSamples.of(datasets, stages, derive_seed(training.seed, "data"))

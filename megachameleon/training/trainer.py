@@ -19,6 +19,7 @@ from megachameleon.checkpoint.loading import (
 )
 from megachameleon.checkpoint.saving import save_checkpoint
 from megachameleon.config import RunConfig, save_config
+from megachameleon.data.blending import what_changed
 from megachameleon.files import require_free_space
 from megachameleon.model.decoder import build_chunks
 from megachameleon.model.kernels.table import choose_kernels, start_kernels
@@ -162,11 +163,13 @@ class Trainer:
         apply_settings(self.state.optimizer, self.config.optimizer)
         saved = saved_vocabulary(checkpoint, manifest)
         saved.require_same(self.data.vocabulary, f"checkpoint {checkpoint}", "data.tokenizer")
-        if manifest.data_fingerprint != self._data_fingerprint(manifest.consumed_samples):
+        history = self._data_fingerprint(manifest.consumed_samples)
+        if manifest.data_fingerprint != history:
             raise ValueError(
                 f"{checkpoint}: its first {manifest.consumed_samples} samples came from other data, seed, "
-                "sequence_length or weights than the configuration gives now; restore them (a later stage may be "
-                "appended) or choose another output_dir"
+                f"sequence_length or weights than the configuration gives now "
+                f"({what_changed(manifest.data_fingerprint, history)}); restore them (a later stage may be appended) "
+                "or choose another output_dir"
             )
         self.step, self.consumed_samples = manifest.step, manifest.consumed_samples
 
@@ -186,7 +189,7 @@ class Trainer:
         return checkpoint
 
     def _data_fingerprint(self, position: int) -> str:
-        return self.data.train.history_fingerprint(position)
+        return self.data.train.history(position)
 
     def _require_disk(self) -> None:
         per_parameter = 12 if self.precision == "fp32" else 14  # weight, its fp32 master in bf16 runs, two moments

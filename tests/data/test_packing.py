@@ -1,84 +1,115 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from megachameleon.data.packing import PackedDataset, safe_cuts
-from megachameleon.data.samples import Sample, collate
+from megachameleon.data.packing import PACKING_MODES, pack, safe_cuts
+from megachameleon.data.strata import NUM_STRATA, stratum_of
+from megachameleon.tokens.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.compact(num_text_ids=113, num_image_codes=8, image_grid=(2, 2))
+PICTURE = VOCABULARY.image_length
+SEGMENTS = st.lists(st.integers(0, 30), min_size=1, max_size=8)  # 0 is a picture, other numbers runs of text
 
 
-def test_every_id_stands_in_exactly_one_sample(tmp_path, make_document, write_shard):
+def lay_out(documents):
+    """Lengths [n], pictures by document [n], their spans [m, 2], and all ids as codes (-1 .. -4) or text (1)."""
+    ids, lengths, counts, spans = [], [], [], []
+    for segments in documents:
+        document = [1]
+        for segment in segments:
+            if segment == 0:
+                spans.append((len(document), PICTURE))
+            document += [0, -1, -2, -3, -4, 0] if segment == 0 else [1] * segment
+        ids += document
+        lengths.append(len(document))
+        counts.append(segments.count(0))
+    return np.array(lengths), np.array(counts), np.array(spans, dtype=np.int64).reshape(-1, 2), np.array(ids)
+
+
+def pack_documents(documents, sequence_length, mode):
+    lengths, counts, spans, ids = lay_out(documents)
+    return pack(lengths, counts, spans, VOCABULARY, sequence_length, mode), lengths, ids
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(SEGMENTS, min_size=1, max_size=40), st.integers(5, 60), st.sampled_from(PACKING_MODES))
+def test_every_id_stands_in_exactly_one_sample_and_labels_are_counted(documents, sequence_length, mode):
+    packing, lengths, ids = pack_documents(documents, sequence_length, mode)
+    pieces = [np.arange(a, a + n) for a, n in zip(packing.offsets, packing.lengths, strict=True)]
+    assert np.array_equal(np.sort(np.concatenate(pieces)), np.arange(len(ids)))
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    assert all(len(set(owner[piece])) == 1 for piece in pieces)  # no piece spans two documents
+    for sample in range(len(packing)):
+        mine = pieces[packing.ends[sample] : packing.ends[sample + 1]]
+        assert 0 < sum(map(len, mine)) <= sequence_length + 1
+        labels = np.concatenate([ids[piece][1:] for piece in mine])
+        assert packing.labels[sample] == len(labels)
+        assert packing.image_labels[sample] == (labels < 0).sum()
+    strata = stratum_of(packing.labels, packing.image_labels)
+    assert (np.diff(strata) >= 0).all() and packing.strata.sum() == len(packing) and len(packing.strata) == NUM_STRATA
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(SEGMENTS, min_size=1, max_size=40), st.integers(5, 60), st.sampled_from(PACKING_MODES[:2]))
+def test_pictures_are_never_cut(documents, sequence_length, mode):
+    packing, _, ids = pack_documents(documents, sequence_length, mode)
+    inside = np.flatnonzero(ids == -1)  # the first code; its picture begins one id before
+    for offset, length in zip(packing.offsets, packing.lengths, strict=True):
+        for cut in (offset, offset + length):
+            assert not ((inside - 1 < cut) & (cut < inside - 1 + PICTURE)).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SEGMENTS, min_size=1, max_size=40), st.integers(20, 60))
+def test_best_fit_keeps_documents_whole_that_fit(documents, sequence_length):
+    packing, lengths, _ = pack_documents(documents, sequence_length, "best_fit")
+    fitting = lengths[lengths <= sequence_length + 1]
+    assert len(packing.lengths) - len(fitting) >= (lengths > sequence_length + 1).sum() * 2
+    starts = np.cumsum(lengths) - lengths
+    pieces = set(zip(packing.offsets.tolist(), packing.lengths.tolist(), strict=True))
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        assert length > sequence_length + 1 or (start, length) in pieces
+
+
+@pytest.mark.parametrize(("mode", "fill"), [("best_fit", 0.97), ("whole_pictures", 0.94), ("continuous", 0.99)])
+def test_samples_are_full(mode, fill):
     random = np.random.default_rng(0)
-    documents = [make_document(*random.integers(0, 12, 3), seed=i) for i in range(200)]
-    packed = PackedDataset(write_shard(tmp_path / "x", documents), sequence_length=40, seed=1)
-    seen = sorted(piece for i in range(len(packed)) for piece in packed.pieces(i))
-    assert seen == [(i, 0, len(document)) for i, document in enumerate(documents)]  # none is longer than 41
-    assert all(sum(n for _, _, n in packed.pieces(i)) <= 41 for i in range(len(packed)))
-    assert packed.fill_rate > 0.9
+    documents = [random.integers(0, 12, 3).tolist() for _ in range(800)]
+    packing, lengths, _ = pack_documents(documents, 60, mode)
+    assert lengths.sum() / (len(packing) * 61) > fill
 
 
-def test_long_documents_are_cut_outside_pictures_only(tmp_path, make_document, write_shard, vocabulary):
-    documents = [make_document(3, 0, 5, 0, 0, 30, 0, 2, seed=i) for i in range(20)]
-    dataset = write_shard(tmp_path / "x", documents)
-    packed = PackedDataset(dataset, sequence_length=12, seed=1)
-    pieces = sorted(piece for i in range(len(packed)) for piece in packed.pieces(i))
-    for number, document in enumerate(documents):
-        mine = [(start, length) for d, start, length in pieces if d == number]
-        assert np.array_equal(np.concatenate([document[a : a + n] for a, n in mine]), document)
-        inside = {p for start, length in dataset.image_spans(number) for p in range(start + 1, start + length)}
-        assert not inside & {start for start, _ in mine}
+def test_continuous_samples_are_all_full_but_the_last():
+    packing, lengths, _ = pack_documents([[5, 0, 7]] * 50, 20, "continuous")
+    sizes = np.add.reduceat(packing.lengths, packing.ends[:-1])
+    assert sorted(sizes.tolist())[1:] == [21] * (int(lengths.sum()) // 21)
+
+
+def test_documents_do_not_stay_beside_their_neighbours():
+    packing, _, _ = pack_documents([[5]] * 400, 11, "continuous")
+    starts = packing.offsets[packing.lengths == 6] // 6
+    assert np.mean(np.abs(np.diff(starts)) == 1) < 0.1
 
 
 def test_safe_cuts_fill_pieces_and_respect_picture_edges():
-    no_pictures = np.empty((0, 2), dtype=np.int64)
-    assert safe_cuts(25, no_pictures, 10).tolist() == [0, 10, 20, 25]
-    assert safe_cuts(10, no_pictures, 10).tolist() == [0, 10]
-    assert safe_cuts(25, np.array([[4, 6], [10, 6]]), 10).tolist() == [0, 10, 20, 25]
-    assert safe_cuts(25, np.array([[5, 6], [11, 6]]), 10).tolist() == [0, 5, 11, 21, 25]
+    assert safe_cuts(25, np.array([]), 6, 10).tolist() == [0, 10, 20, 25]
+    assert safe_cuts(10, np.array([]), 6, 10).tolist() == [0, 10]
+    assert safe_cuts(25, np.array([4, 10]), 6, 10).tolist() == [0, 10, 20, 25]
+    assert safe_cuts(25, np.array([5, 11]), 6, 10).tolist() == [0, 5, 11, 21, 25]
+    assert safe_cuts(25, np.array([5, 11]), 0, 10).tolist() == [0, 10, 20, 25]
 
 
-def test_order_and_fingerprint_follow_data_length_and_seed(tmp_path, make_document, write_shard):
-    dataset = write_shard(tmp_path / "x", [make_document(5, seed=i) for i in range(50)])
-
-    def order(seed: int, length: int = 20) -> list:
-        packed = PackedDataset(dataset, length, seed)
-        return [packed.pieces(i) for i in range(len(packed))]
-
-    assert order(1) == order(1) != order(2)
-    prints = {PackedDataset(dataset, length, seed).fingerprint for length, seed in [(20, 1), (20, 2), (21, 1)]}
-    assert len(prints) == 3
-
-
-def test_a_picture_longer_than_the_context_is_refused(tmp_path, make_document, write_shard):
-    dataset = write_shard(tmp_path / "x", [make_document(1, 0)])
+@pytest.mark.parametrize("mode", PACKING_MODES)
+def test_a_picture_longer_than_a_sample_is_refused_unless_it_may_be_cut(mode):
+    if mode == "continuous":
+        assert len(pack_documents([[1, 0]], 4, mode)[0]) == 2
+        return
     with pytest.raises(ValueError, match="set sequence_length to 5 or more"):
-        PackedDataset(dataset, sequence_length=4, seed=0)
-    assert len(PackedDataset(dataset, sequence_length=5, seed=0)) == 2
+        pack_documents([[1, 0]], 4, mode)
+    assert len(pack_documents([[1, 0]], 5, mode)[0]) == 2
 
 
-def test_sample_fields(vocabulary):
-    bos, eos, pad, text = vocabulary.bos, vocabulary.eos, vocabulary.pad, vocabulary.text_start
-    picture = vocabulary.encode_image(np.array([0, 1, 2, 3])).tolist()
-    sample = Sample.from_pieces([np.array([bos, *picture, eos]), np.array([bos, text, eos])], 12, vocabulary)
-    assert sample.tokens.tolist() == [bos, *picture, eos, bos, text, eos, pad]
-    assert sample.labels.tolist() == [*picture, eos, pad, text, eos, pad, pad]
-    assert sample.loss_mask.tolist() == [1] * 7 + [0, 1, 1, 0, 0]
-    assert sample.document_ids.tolist() == [0] * 8 + [1] * 3 + [-1]
-    assert sample.position_ids.tolist() == [*range(8), 0, 1, 2, 0]
-    assert np.flatnonzero(sample.image_mask).tolist() == [1, 2, 3, 4]
-    dtypes = [sample.tokens.dtype, sample.labels.dtype, sample.loss_mask.dtype, sample.document_ids.dtype]
-    assert dtypes == [np.int64, np.int64, np.float32, np.int32]
-
-
-def test_a_full_sample_predicts_its_last_id(vocabulary):
-    ids = np.arange(5) + vocabulary.text_start
-    sample = Sample.from_pieces([ids], 4, vocabulary)
-    assert sample.labels.tolist() == ids[1:].tolist()
-    assert sample.loss_mask.sum() == 4
-
-
-def test_collate_stacks_fields(tmp_path, make_document, write_shard):
-    packed = PackedDataset(write_shard(tmp_path / "x", [make_document(5, 0, seed=i) for i in range(9)]), 20, 0)
-    batch = collate([packed[0], packed[1]])
-    assert {tuple(tensor.shape) for tensor in batch.values()} == {(2, 20)}
-    assert batch["tokens"][1].tolist() == packed[1].tokens.tolist()
-    with pytest.raises(IndexError):
-        packed[len(packed)]
+@pytest.mark.parametrize("mode", PACKING_MODES)
+def test_an_empty_shard_has_no_samples(mode):
+    assert len(pack_documents([], 10, mode)[0]) == 0

@@ -1,0 +1,101 @@
+"""Several parts drawn from in fixed proportions, spread evenly: position → (part, how many of it before), and back.
+
+Quotas are exact, to within rounding, at every multiple of the block size, and near it in between. Nothing grows with
+the number of positions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megachameleon.data.permutation import hash_of, random_fractions
+
+
+class Interleaving:
+    """A pure function of (weights, key, block size); with a `length`, all of it uses part i exactly in proportion."""
+
+    def __init__(
+        self, weights: Sequence[int], key: Sequence[int | str], block_size: int, length: int | None = None
+    ) -> None:
+        """
+        Args:
+            weights: whole numbers; positive in sum.
+            length: number of positions; None is no end.
+        """
+        self.weights = tuple(weights)
+        self.block_size = block_size
+        self.length = length
+        self._key = tuple(key)
+        positive = [part for part, weight in enumerate(weights) if weight]
+        self._only = positive[0] if len(positive) == 1 else None
+        self._cached: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """The part at a position, and how many of that part stand before."""
+        if self._only is not None:
+            return self._only, position
+        block, offset = divmod(position, self.block_size)
+        parts, ordinals = self._block(block)
+        return int(parts[offset]), int(ordinals[offset])
+
+    def counts_before(self, position: int) -> list[int]:
+        """How many of each part stand before a position."""
+        block, offset = divmod(position, self.block_size)
+        counts = apportion(self.weights, block * self.block_size)
+        if offset:
+            parts, _ = self._block(block)
+            rest = np.bincount(parts[:offset], minlength=len(counts)).tolist()
+            counts = [a + b for a, b in zip(counts, rest, strict=True)]
+        return counts
+
+    def position_of(self, part: int, ordinal: int) -> int | None:
+        """Where the draw of `part` stands that has `ordinal` before it; None if there is none."""
+        if not self.weights[part]:
+            return None
+        if self._only is not None:
+            return ordinal if self.length is None or ordinal < self.length else None
+        low, high = 0, 1
+        while apportion(self.weights, high * self.block_size)[part] <= ordinal:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            below = apportion(self.weights, middle * self.block_size)[part] <= ordinal
+            low, high = (middle, high) if below else (low, middle)
+        if self.length is not None and low * self.block_size >= self.length:
+            return None
+        parts, ordinals = self._block(low)
+        found = np.flatnonzero((parts == part) & (ordinals == ordinal))
+        return low * self.block_size + int(found[0]) if len(found) else None
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The parts of a block and how many of each came before: int64 [block_size, less at the end] each.
+
+        Each part's draws are spread evenly over the block with a random jitter, so any stretch is near the weights.
+        """
+        cached = self._cached
+        if cached is not None and cached[0] == block:
+            return cached[1:]
+        start = block * self.block_size
+        end = start + self.block_size if self.length is None else min(start + self.block_size, self.length)
+        low, high = apportion(self.weights, start), apportion(self.weights, end)
+        counts = np.subtract(high, low)
+        parts = np.repeat(np.arange(len(counts)), counts)
+        ranks = np.arange(end - start) - np.repeat(np.cumsum(counts) - counts, counts)
+        jitter = random_fractions(hash_of(*self._key, block), end - start)
+        order = np.argsort((ranks + jitter) / np.repeat(counts, counts), kind="stable")
+        self._cached = (block, parts[order], (ranks + np.repeat(low, counts))[order])
+        return self._cached[1:]
+
+
+def apportion(weights: Sequence[int], count: int) -> list[int]:
+    """Split `count` by weights into whole numbers that add up to it and never shrink as `count` grows.
+
+    Halving the list keeps both: each share is within half the depth of the tree of the exact one. It is exact where all
+    shares are whole, so a count of sum(weights) gives the weights.
+    """
+    if len(weights) == 1:
+        return [count]
+    middle = len(weights) // 2
+    left, total = sum(weights[:middle]), sum(weights)
+    first = (2 * count * left + total) // (2 * total) if total else 0
+    return apportion(weights[:middle], first) + apportion(weights[middle:], count - first)

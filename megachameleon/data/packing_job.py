@@ -1,0 +1,70 @@
+"""Packs all shards of a folder and writes their index: again after an interruption, or one shard at a time."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from megachameleon.console import track
+from megachameleon.data.manifest import ShardManifest
+from megachameleon.data.pack_file import content_of, pack_path, read_pack, verify_pack, write_pack
+from megachameleon.data.pack_index import ShardEntry, index_path, write_index
+from megachameleon.data.pack_summary import PackSummary, shard_summary, total
+from megachameleon.data.packing import PackingMode
+from megachameleon.data.shards import ShardReader, shard_file, shard_prefixes
+
+
+def pack_folder(
+    folder: Path, sequence_length: int, mode: PackingMode, *, unit: int | None = None, workers: int = 1
+) -> PackSummary:
+    """Pack every shard that has no pack yet, then write the index.
+
+    Args:
+        unit: only this shard, from 0, and no index; a call without it finishes the work.
+
+    Raises:
+        ValueError: no shards, no such unit, damaged or mixed shards, a picture that does not fit, or a dead worker.
+    """
+    prefixes = shard_prefixes(folder)
+    if unit is not None and not 0 <= unit < len(prefixes):
+        raise ValueError(f"--unit {unit}: {folder} has {len(prefixes)} shards; choose 0 to {len(prefixes) - 1}")
+    chosen = prefixes if unit is None else [prefixes[unit]]
+    packed = list(track(_packed(chosen, sequence_length, mode, workers), "packing", total=len(chosen)))
+    summary = total([one for _, one in packed], str(folder))
+    if unit is None:
+        write_index(index_path(folder, mode, sequence_length), summary, [entry for entry, _ in packed])
+    return summary
+
+
+def _packed(
+    prefixes: list[Path], sequence_length: int, mode: PackingMode, workers: int
+) -> Iterator[tuple[ShardEntry, PackSummary]]:
+    work = partial(_pack_one, sequence_length=sequence_length, mode=mode)
+    if workers <= 1:
+        yield from map(work, prefixes)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(work, prefixes)
+        except BrokenProcessPool:
+            raise ValueError(
+                f"{prefixes[0].parent}: a worker died (out of memory?); run again, or use fewer workers"
+            ) from None
+
+
+def _pack_one(prefix: Path, *, sequence_length: int, mode: PackingMode) -> tuple[ShardEntry, PackSummary]:
+    """Pack a shard, or take the pack that it has if that is whole and of this content."""
+    manifest = ShardManifest.load(shard_file(prefix, ".json"))
+    path = pack_path(prefix, mode, sequence_length)
+    try:
+        verify_pack(path)
+        header, packing, _ = read_pack(path)
+        found = header.content == content_of(manifest)
+    except ValueError:
+        found = False
+    if not found:
+        header, packing = write_pack(ShardReader(prefix), sequence_length, mode)
+    entry = ShardEntry(prefix.name, header.fingerprint, header.strata)
+    return entry, shard_summary(manifest, packing, sequence_length, mode)
