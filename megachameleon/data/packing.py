@@ -1,8 +1,8 @@
 """Documents of one shard into samples of one length: a pure function of the shard, the length and the mode.
 
 A sample holds `sequence_length` + 1 ids, the last of which is only a label. Every id of every document stands in
-exactly one sample. Documents are taken in a shuffled order, for neighbours in a shard often come from one page or show one
-picture. Three modes:
+exactly one sample. Documents are taken in a shuffled order, for neighbours in a shard often come from one page or show
+one picture. Three modes:
 
 * `best_fit`: whole documents. A sample begins with the document that has waited longest, and is filled with the longest
   waiting one that still fits, until none does. Documents longer than a sample are cut outside pictures, as late as
