@@ -99,7 +99,7 @@ def move_pictures(files: Files) -> Files:
 
 
 def overflowing_shares(files: Files) -> Files:
-    """Shares of the pictures whose differences, as int64, are all positive and add up to 2**64 more than there are."""
+    """Shares whose differences, as int64, are all positive and add up to too many: numpy.repeat crashes on them."""
     spans = bytearray(files[".spans"])
     n = SPANS_HEADER.unpack_from(spans)[2]
     first = np.frombuffer(spans, "<i8", n + 1, SPANS_HEADER.size)
@@ -108,13 +108,22 @@ def overflowing_shares(files: Files) -> Files:
     return {**files, ".spans": bytes(spans)}
 
 
-CONSISTENT = (swap_lengths, move_pictures, overflowing_shares)
+def boundless_idx(files: Files) -> Files:
+    """Both counts of the header say the same absurd number."""
+    idx = files[".idx"]
+    return {
+        **files,
+        ".idx": IDX_HEADER.pack(*IDX_HEADER.unpack_from(idx)[:3], 2**62, 2**62 + 1) + idx[IDX_HEADER.size :],
+    }
+
+
+CONSISTENT = (boundless_idx, swap_lengths, move_pictures, overflowing_shares)
 
 
 def damage(dice: random.Random, files: Files, others: Files) -> Files:
     """One or two changes of one or two files, chosen by `dice`; `others` are of another shard."""
     if dice.random() < 0.02:
-        return dice.choice(CONSISTENT)(files) if SPANS_HEADER.unpack_from(files[".spans"])[3] else swap_lengths(files)
+        return dice.choice(CONSISTENT if SPANS_HEADER.unpack_from(files[".spans"])[3] else CONSISTENT[:2])(files)
     changed = dict(files)
     for _ in range(dice.choice((1, 1, 1, 2))):
         suffix = dice.choice(tuple(files))
@@ -197,6 +206,7 @@ def _damaged_json(dice: random.Random, content: bytes) -> bytes:
 
 def _odd_text(dice: random.Random, content: bytes) -> bytes:
     number = b'"num_tokens": ' + dice.choice((b"9" * 5000, b"1e999", b"-1", b"1.0", b"0x10", b"01"))
+    deep = dice.randrange(900, 1000)
     texts = (
         b"\xef\xbb\xbf" + content,  # a byte order mark
         b"[" * 100_000,
@@ -204,7 +214,7 @@ def _odd_text(dice: random.Random, content: bytes) -> bytes:
         content.replace(b"{", b'{"format": "megachameleon-shard",', 1),  # a key twice, the same
         content.replace(b"{", b'{"num_tokens": 1,', 1),  # the second one counts
         content.rstrip()[:-1] + b', "num_tokens": 1}',
-        content.rstrip()[:-1] + b', "deep": ' + b"[" * 900 + b"]" * 900 + b"}",
+        content.rstrip()[:-1] + b', "deep": ' + b"[" * deep + b"]" * deep + b"}",
         content.replace(b'"num_tokens"', number + b', "num_tokens"', 1),
         content.rstrip()[:-1] + b", " + number + b"}",
         content.replace(b"\n", b" \r\n\t"),

@@ -1,0 +1,201 @@
+"""Any documents of any vocabulary are written and read back, or refused."""
+
+import json
+import os
+import tempfile
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from megachameleon.data.document_checks import find_pictures, require_ids
+from megachameleon.data.manifest import ShardManifest
+from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards import Dataset, ShardReader
+from megachameleon.tokens.vocabulary import Vocabulary
+
+MANY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+SOME = settings(MANY, max_examples=60)
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+vocabularies = st.one_of(
+    st.builds(
+        Vocabulary.compact,
+        num_text_ids=st.sampled_from((1, 40, 300, 65_000, 65_529 - 4, 66_000)),
+        num_image_codes=st.sampled_from((1, 2, 8)),
+        image_grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    ),
+    st.just(Vocabulary()),
+)
+
+
+@st.composite
+def documents_of(draw, vocabulary: Vocabulary, min_size: int = 0) -> list[np.ndarray]:
+    """Documents of text, pictures, both, or control ids, none empty."""
+    text = st.lists(st.integers(vocabulary.text_start, vocabulary.size - 1), min_size=1, max_size=9).map(np.array)
+    controls = sorted(set(vocabulary.control_ids.values()) - {vocabulary.begin_image, vocabulary.end_image})
+    control = st.sampled_from(controls).map(lambda i: np.array([i]))
+    codes = st.integers(0, 2**32 - 1).map(
+        lambda seed: np.random.default_rng(seed).integers(0, vocabulary.num_image_codes, vocabulary.codes_per_image)
+    )
+    segments = st.lists(st.one_of(text, control, codes.map(vocabulary.encode_image)), min_size=1, max_size=4)
+    return draw(st.lists(segments.map(np.concatenate), min_size=min_size, max_size=7))
+
+
+def plain_spans(ids: list[int], vocabulary: Vocabulary) -> list[list[int]] | None:
+    """Pictures of a document by a plain loop; None when one is torn."""
+    spans, position = [], 0
+    while position < len(ids):
+        if ids[position] == vocabulary.begin_image:
+            codes = ids[position + 1 : position + vocabulary.image_length - 1]
+            end = ids[position + vocabulary.image_length - 1 : position + vocabulary.image_length]
+            if not all(map(vocabulary.is_image_code, codes)) or end != [vocabulary.end_image]:
+                return None
+            spans.append([position, vocabulary.image_length])
+            position += vocabulary.image_length
+        elif ids[position] == vocabulary.end_image or vocabulary.is_image_code(ids[position]):
+            return None
+        else:
+            position += 1
+    return spans
+
+
+def write(prefix: Path, vocabulary: Vocabulary, documents: list[np.ndarray]) -> ShardManifest:
+    with ShardWriter(prefix, vocabulary, tokenizer="t", image_tokenizer="i") as writer:
+        for document in documents:
+            writer.add(document)
+        return writer.commit()
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory:
+    """In memory if there is such a place, for each example is written and flushed."""
+    return tempfile.TemporaryDirectory(dir=IN_MEMORY)
+
+
+@SOME
+@given(st.data())
+def test_documents_and_spans_come_back_for_us_and_for_megatron_core(data):
+    vocabulary = data.draw(vocabularies)
+    documents = data.draw(documents_of(vocabulary, min_size=1))
+    split = data.draw(st.integers(0, len(documents)))
+    with scratch_folder() as name:
+        folder = Path(name)
+        parts = {"a": documents[:split], "b": documents[split:]}
+        manifests = [write(folder / name, vocabulary, part) for name, part in parts.items()]
+        dataset = Dataset.open(folder)
+        assert dataset.lengths.tolist() == [len(document) for document in documents]
+        for index, document in enumerate(documents):
+            assert dataset.document(index).dtype == vocabulary.token_dtype
+            assert dataset.document(index).tolist() == document.tolist()
+            assert dataset.image_spans(index).tolist() == plain_spans(document.tolist(), vocabulary)
+        assert dataset.num_images.sum() == sum(manifest.num_images for manifest in manifests)
+        for part, shard in zip(parts.values(), dataset.shards, strict=True):
+            shard.verify()
+            if part:
+                theirs = IndexedDataset(str(shard.prefix))  # its views die with it
+                assert [theirs[i].tolist() for i in range(len(theirs))] == [document.tolist() for document in part]
+
+
+@SOME
+@given(st.data())
+def test_blocks_write_the_bytes_of_single_documents(data):
+    vocabulary = data.draw(vocabularies)
+    documents = data.draw(documents_of(vocabulary))
+    dtypes = [np.int32, np.int64, np.uint64, vocabulary.token_dtype]
+    with scratch_folder() as name:
+        one_by_one, in_blocks = Path(name) / "one" / "x", Path(name) / "many" / "x"
+        expected = write(one_by_one, vocabulary, documents)
+        with ShardWriter(in_blocks, vocabulary, tokenizer="t", image_tokenizer="i") as writer:
+            begin = 0
+            while begin < len(documents):
+                end = data.draw(st.integers(begin + 1, len(documents)))
+                ids = np.concatenate(documents[begin:end]).astype(data.draw(st.sampled_from(dtypes)))
+                lengths = [len(document) for document in documents[begin:end]]
+                writer.add_block(ids, np.array(lengths, data.draw(st.sampled_from(("i4", "i8", "u8")))))
+                begin = end
+            assert writer.num_documents == len(documents)
+            assert writer.commit() == expected
+        for suffix in (".bin", ".idx", ".spans", ".json"):
+            assert in_blocks.with_suffix(suffix).read_bytes() == one_by_one.with_suffix(suffix).read_bytes()
+
+
+@MANY
+@given(st.data())
+def test_torn_pictures_are_refused_exactly_where_a_plain_loop_refuses_them(data):
+    grid = data.draw(st.sampled_from(((1, 1), (1, 2), (2, 2))))
+    vocabulary = Vocabulary.compact(num_text_ids=1, num_image_codes=1, image_grid=grid)
+    pieces = st.sampled_from(
+        (*([vocabulary.begin_image], [4], [vocabulary.end_image], [vocabulary.text_start]),)
+        + (vocabulary.encode_image(np.zeros(vocabulary.codes_per_image)).tolist(),) * 4
+    )
+    parts = data.draw(st.lists(st.lists(pieces, min_size=1, max_size=4).map(lambda p: list(chain(*p))), max_size=4))
+    spans = [plain_spans(part, vocabulary) for part in parts]
+    ids, lengths = np.array(list(chain(*parts)), np.uint16), np.array([len(part) for part in parts], np.int64)
+    if None in spans:
+        with pytest.raises(ValueError, match=f"document {7 + spans.index(None)}: .* do not make whole pictures"):
+            find_pictures(ids, lengths, vocabulary, first=7)
+    else:
+        counts, found = find_pictures(ids, lengths, vocabulary)
+        assert counts.tolist() == [len(part) for part in spans]
+        assert found.tolist() == list(chain(*spans))
+
+
+@MANY
+@given(st.data())
+def test_one_changed_id_of_a_picture_is_refused(data):
+    vocabulary = data.draw(vocabularies)
+    codes = np.arange(vocabulary.codes_per_image) % vocabulary.num_image_codes
+    document = np.concatenate(([vocabulary.bos], vocabulary.encode_image(codes), [vocabulary.text_start]))
+    position = data.draw(st.integers(1, vocabulary.image_length))
+    others = st.integers(0, vocabulary.size - 1).filter(lambda i: i != document[position])
+    if vocabulary.is_image_code(document[position]):
+        others = others.filter(lambda i: not vocabulary.is_image_code(i))
+    changed = document.copy()
+    changed[position] = data.draw(others)
+    for torn in (changed, np.delete(document, position), document[:position]):
+        if len(torn) > 1:  # else only bos is left
+            with pytest.raises(ValueError, match="do not make whole pictures"):
+                find_pictures(torn, np.array([len(torn)]), vocabulary)
+
+
+@MANY
+@given(st.data())
+def test_ids_that_a_vocabulary_lacks_are_refused_in_every_dtype(data):
+    vocabulary = data.draw(vocabularies)
+    dtype = np.dtype(data.draw(st.sampled_from(("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">i4"))))
+    limits = np.iinfo(dtype)
+    ids = data.draw(st.lists(st.integers(int(limits.min), int(limits.max)) | st.integers(0, 127), max_size=9))
+    outside = [not 0 <= i < vocabulary.size for i in ids]
+    array, lengths = np.array(ids, dtype), np.ones(len(ids), np.int64)
+    if any(outside):
+        first = outside.index(True)
+        with pytest.raises(ValueError, match=rf"document {first}: id {ids[first]} is outside"):
+            require_ids(array, lengths, vocabulary)
+    else:
+        require_ids(array, lengths, vocabulary)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@SOME
+@given(options=st.dictionaries(st.text(), JSON, max_size=4), quarantined=st.dictionaries(st.text(), st.integers(0)))
+def test_manifests_come_back_whatever_their_options(options, quarantined):
+    with scratch_folder() as name:
+        prefix = Path(name) / "x"
+        vocabulary = Vocabulary.compact(num_text_ids=9, num_image_codes=1, image_grid=(1, 1))
+        with ShardWriter(prefix, vocabulary, tokenizer="t") as writer:
+            writer.add([0, 2])
+            written = writer.commit(options=options, quarantined=quarantined)
+        assert ShardReader(prefix).manifest == written
+        again = json.dumps(json.loads((Path(name) / "x.json").read_text()))
+        (Path(name) / "x.json").write_text(again)
+        assert ShardReader(prefix).manifest == written
