@@ -8,8 +8,10 @@ import numpy as np
 class TextEngine(Protocol):
     """Turns text into ids of text pieces. It knows no control ids and no picture codes, so it cannot make one."""
 
+    file_name: str
+    """What its file is called in a tokenizer folder."""
     source: bytes
-    """The bytes of the file in a tokenizer folder that it was made from."""
+    """The bytes of that file."""
     pieces: list[bytes]
     """What each text piece spells in UTF-8; the first has id `Vocabulary.text_start`."""
 

@@ -20,6 +20,8 @@ PROBE = "  a\t b\n\n   \u00e9\u212b "
 class SentencePieceEngine:
     """A sentencepiece model that spells every text."""
 
+    file_name = "text.model"
+
     def __init__(self, source: bytes, vocabulary: Vocabulary, origin: str) -> None:
         """
         Args:

@@ -4,17 +4,20 @@ Only text pieces come out of `encode`: text that spells a special token or a pic
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from megachameleon.files import atomic_path, write_json
 from megachameleon.tokens.text.engine import TextEngine
 from megachameleon.tokens.vocabulary import Vocabulary
 
 SENTENCEPIECE_FILE = "text.model"
 BYTE_LEVEL_FILE = "text.json"
 """A tokenizer folder holds one of the two."""
+PROVENANCE_FILE = "tokenizer.json"
 
 
 class TextTokenizer:
@@ -44,6 +47,18 @@ class TextTokenizer:
                 "tools/train_text_tokenizer.py or import one with tools/import_tokenizer.py"
             )
         return cls(_engine(path, vocabulary), vocabulary)
+
+    def save(self, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Write a tokenizer folder: the engine's file, `vocabulary.json`, and `tokenizer.json` with where it came from.
+
+        A file of the other kind that an earlier tokenizer left in `folder` goes.
+        """
+        for name in {SENTENCEPIECE_FILE, BYTE_LEVEL_FILE} - {self.engine.file_name}:
+            (folder / name).unlink(missing_ok=True)
+        with atomic_path(folder / self.engine.file_name) as temporary:
+            temporary.write_bytes(self.engine.source)
+        self.vocabulary.save(folder)
+        write_json(folder / PROVENANCE_FILE, {"fingerprint": self.fingerprint, **provenance})
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, without bos and eos.

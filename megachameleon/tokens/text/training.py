@@ -8,9 +8,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from megachameleon.files import atomic_path, write_json
 from megachameleon.tokens.text.sentencepiece_engine import SentencePieceEngine
-from megachameleon.tokens.text.tokenizer import SENTENCEPIECE_FILE, TextTokenizer
+from megachameleon.tokens.text.tokenizer import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 MAX_SENTENCE_BYTES = 16_384
@@ -89,15 +88,8 @@ def train_text_tokenizer(
     except RuntimeError as error:
         raise _too_many_or_too_few(str(error), vocabulary) from None
     tokenizer = TextTokenizer(SentencePieceEngine(model.getvalue(), vocabulary, "the trained model"), vocabulary)
-    with atomic_path(folder / SENTENCEPIECE_FILE) as temporary:
-        temporary.write_bytes(model.getvalue())
-    vocabulary.save(folder)
-    provenance = {
-        "fingerprint": tokenizer.fingerprint,
-        "trained_on": {"sentences": len(sentences), "bytes": sum(len(s.encode()) for s in sentences)},
-        "sentencepiece": sentencepiece.__version__,
-    }
-    write_json(folder / "tokenizer.json", provenance)
+    trained_on = {"sentences": len(sentences), "bytes": sum(len(s.encode()) for s in sentences)}
+    tokenizer.save(folder, {"trained_on": trained_on, "sentencepiece": sentencepiece.__version__})
     return tokenizer
 
 

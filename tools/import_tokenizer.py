@@ -1,0 +1,71 @@
+"""Bring in the tokenizers of a Chameleon release, and give a text tokenizer to Hugging Face."""
+
+import argparse
+from pathlib import Path
+
+from megachameleon.console import progress_bar, run_tool, tool_parser
+
+EXAMPLES = """\
+  # Meta's files, by name or by the folder that holds them
+  python tools/import_tokenizer.py text chameleon/data/tokenizer/text_tokenizer.json --output tokenizers/text
+  python tools/import_tokenizer.py image chameleon/data/tokenizer --output tokenizers/image
+  # a text tokenizer of ours, trained or imported, for tokenizers and transformers
+  python tools/import_tokenizer.py export tokenizers/text --output tokenizers/text-hf
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = tool_parser(__doc__ or "", EXAMPLES)
+    commands = parser.add_subparsers(dest="command", required=True)
+    text = commands.add_parser("text", help="import text_tokenizer.json (byte-level BPE of the tokenizers library)")
+    text.add_argument("source", type=Path, help="text_tokenizer.json, a Hugging Face tokenizer.json, or their folder")
+    text.add_argument("--output", type=Path, required=True, help="folder for text.json and vocabulary.json")
+    image = commands.add_parser("image", help="import the VQ-GAN: vqgan.ckpt or a Hugging Face checkpoint")
+    image.add_argument("source", type=Path, help="vqgan.ckpt, model.safetensors, or a folder that holds one of them")
+    image.add_argument("--output", type=Path, required=True, help="folder for the image tokenizer")
+    image.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of its arithmetic: fp32 gives the release's codes, bf16 is faster and differs (default %(default)s)",
+    )
+    export = commands.add_parser("export", help="write a text tokenizer as a Hugging Face folder with the same ids")
+    export.add_argument("source", type=Path, help="folder of a text tokenizer, trained or imported")
+    export.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json and its settings")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run one of the subcommands."""
+    {"text": _text, "image": _image, "export": _export}[arguments.command](arguments)
+
+
+def _text(arguments: argparse.Namespace) -> None:
+    from megachameleon.tokens.text.importing import import_text_tokenizer
+
+    tokenizer = import_text_tokenizer(arguments.source, arguments.output)
+    vocabulary = tokenizer.vocabulary
+    print(
+        f"{arguments.output}: {vocabulary.size:,} ids, {vocabulary.num_text_ids:,} of them text, from {arguments.source}"
+    )
+
+
+def _image(arguments: argparse.Namespace) -> None:
+    from megachameleon.tokens.vq.importing import import_image_tokenizer
+
+    with progress_bar("importing the image tokenizer", None):
+        import_image_tokenizer(arguments.source, arguments.output, precision=arguments.precision)
+    print(f"{arguments.output}: image tokenizer from {arguments.source}, {arguments.precision}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from megachameleon.tokens.text import TextTokenizer
+    from megachameleon.tokens.text.huggingface import export_text_tokenizer
+
+    export_text_tokenizer(TextTokenizer.load(arguments.source), arguments.output)
+    print(f"{arguments.output}: tokenizer.json for tokenizers and transformers, with the ids of {arguments.source}")
+
+
+if __name__ == "__main__":
+    run_tool(main, parser())
