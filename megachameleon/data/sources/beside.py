@@ -42,11 +42,11 @@ class FilesBeside:
         if size is None:
             self._note(name, None)
             raise ValueError(f"image {name!r}: no such file beside the file that names it")
-        if size > self._left:
-            raise ValueError(too_long(f"image {name!r}", size))
-        self._left -= size
         with open_location(path) as file:
-            content = file.read(size + 1)
+            content = file.read(self._left + 1) if size <= self._left else b""
+        if max(size, len(content)) > self._left:
+            raise ValueError(too_long(f"image {name!r}, with those before it,", max(size, len(content))))
+        self._left -= len(content)
         self._note(name, content)
         return content
 

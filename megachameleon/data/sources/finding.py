@@ -50,9 +50,9 @@ def _expanded(path: str) -> list[str]:
 
 
 def _sources_at(path: str) -> list[str]:
-    if is_folder(path):
-        return _sources_in(path)
-    if file_size(path) is None:
+    if file_size(path) is None:  # asked first, for a web server would send a whole file to say that it is no folder
+        if is_folder(path):
+            return _sources_in(path)
         raise ValueError(f"{path}: no such file or folder; check the path")
     if not base_name(path).lower().endswith(KNOWN_SUFFIXES):
         raise ValueError(f"{path}: unknown kind of file; known are {', '.join(KNOWN_SUFFIXES)}")

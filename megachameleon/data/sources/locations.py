@@ -38,8 +38,9 @@ def is_url(source: str) -> bool:
 
 
 def base_name(source: str) -> str:
-    """The last part of a path or URL."""
-    return source.rstrip("/").rpartition("/")[2]
+    """The last part of a path or URL, without the query of a URL."""
+    path = re.split("[?#]", source)[0] if source.startswith(("http://", "https://")) else source
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def folder_of(source: str) -> str:
@@ -91,10 +92,10 @@ def open_location(source: str) -> Iterator[BinaryIO]:
 
 
 def file_size(source: str) -> int | None:
-    """Bytes of a file; None if it is not there.
+    """Bytes of a file, 0 if its server does not tell; None if no file is there.
 
     Raises:
-        ValueError: a URL whose size its server does not tell, or whose file system is not installed.
+        ValueError: a URL whose file system is not installed or cannot be reached.
     """
     if not is_url(source):
         path = Path(source)
@@ -105,11 +106,7 @@ def file_size(source: str) -> int | None:
             entry = system.info(path_there)
         except FileNotFoundError:
             return None
-        if entry.get("type") == "directory":
-            return None
-        if entry.get("size") is None:
-            raise ValueError("its server does not tell its size")
-        return int(entry["size"])
+        return None if entry.get("type") == "directory" else int(entry.get("size") or 0)
 
 
 def is_folder(source: str) -> bool:

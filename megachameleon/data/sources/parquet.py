@@ -12,8 +12,6 @@ from megachameleon.data.sources.damage import DamagedArchiveError
 from megachameleon.data.sources.forms import CAPTION_KEYS, FORM_KEYS, PICTURE_KEYS, TEXT_KEYS, record_of
 from megachameleon.data.sources.raw import MAX_RECORD_BYTES, RawRecord, too_long
 
-MAX_GROUP_VALUES = 1 << 27
-"""Most values that a column of one row group may have; repeated ones take no room in the file, but do in memory."""
 _BATCH_ROWS, _BATCH_BYTES, _EXPANDED_BYTES = 1024, 1 << 24, 1 << 30
 
 
@@ -35,7 +33,7 @@ def read_raw_parquet(source: str, file: BinaryIO) -> Iterator[RawRecord]:
         position = 0
         for group in range(table.num_row_groups):
             layout = table.metadata.row_group(group)
-            rows_at_once = _rows_at_once(source, layout, columns)
+            rows_at_once = _rows_at_once(source, layout.total_byte_size, layout.num_rows)
             row = 0
             for batch in table.iter_batches(rows_at_once, row_groups=[group], columns=columns, use_threads=False):
                 for values, error in _rows(batch):
@@ -103,21 +101,18 @@ def _rows(batch: Any) -> Iterator[tuple[dict[str, Any] | None, str]]:
             yield None, f"not valid UTF-8 (at byte {error.start} of a text)"
 
 
-def _rows_at_once(source: str, layout: Any, columns: Sequence[str]) -> int:
+def _rows_at_once(source: str, num_bytes: int, num_rows: int) -> int:
     """Rows to decode together.
+
+    Args:
+        num_bytes: unpacked size that a row group declares. Asking the footer for that of each column is not safe: with
+            a damaged one, pyarrow aborts the interpreter.
+        num_rows: that it declares.
 
     Raises:
         ValueError: absurd sizes.
     """
-    chunks = [layout.column(number) for number in range(layout.num_columns)]
-    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
-    num_rows = max(1, layout.num_rows)
-    num_bytes = max(1, sum(chunk.total_uncompressed_size for chunk in chunks))
-    if num_bytes / num_rows > MAX_RECORD_BYTES or max(chunk.num_values for chunk in chunks) > MAX_GROUP_VALUES:
-        raise ValueError(
-            f"{source}: a row group declares {num_bytes:,} bytes in {layout.num_rows:,} rows, or more than "
-            f"{MAX_GROUP_VALUES:,} values in a column; write it again with smaller row groups"
-        )
-    repeated = max((chunk.total_uncompressed_size for chunk in chunks if chunk.has_dictionary_page), default=1)
+    if num_bytes < 0 or num_rows < 0 or num_bytes > MAX_RECORD_BYTES * max(1, num_rows):
+        raise ValueError(f"{source}: a row group declares {num_bytes:,} bytes in {num_rows:,} rows; write it again")
     # any row may repeat the longest value of a dictionary
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // num_bytes, _EXPANDED_BYTES // max(1, repeated)))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, num_bytes), _EXPANDED_BYTES // max(1, num_bytes)))
