@@ -1,23 +1,28 @@
 """Raw text and pictures into shards of token ids."""
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megachameleon.console import run_tool, tool_parser
 
+if TYPE_CHECKING:
+    from megachameleon.data.unit_state import UnitState
+
 EXAMPLES = """\
   python tools/preprocess_data.py plan --input raw/pairs/ --output shards/pairs --tokenizer tokenizers/text \\
-      --image-tokenizer tokenizers/image
-  python tools/preprocess_data.py run --output shards/pairs --workers 4     # again after an interruption
-  python tools/preprocess_data.py run --output shards/pairs --unit 7        # one job of an array
+      --image-tokenizer tokenizers/image --workers 8
+  python tools/preprocess_data.py run --output shards/pairs --workers 8     # again after an interruption
+  python tools/preprocess_data.py run --output shards/pairs --unit 7        # one unit
+  python tools/preprocess_data.py run --output shards/pairs --task 3 --num-tasks 16    # one job of an array
   python tools/preprocess_data.py status --output shards/pairs
-  python tools/preprocess_data.py verify --output shards/pairs
+  python tools/preprocess_data.py verify --output shards/pairs --workers 8
   python tools/preprocess_data.py inspect shards/pairs --page pairs.html
   python tools/preprocess_data.py merge shards/pairs --prefix merged/pairs
 """
+MAX_LISTED = 20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,15 +30,14 @@ def parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__ or "", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_plan(commands.add_parser("plan", help="check and hash the inputs, freeze the units of work"))
-    _add_run(commands.add_parser("run", help="make the shards of all unfinished units, or of one"))
-    for name, text in (("status", "say where each unit stands"), ("verify", "read every shard again and compare")):
-        _add_folder(commands.add_parser(name, help=text))
-    inspect = commands.add_parser("inspect", help="count, and write a page that shows documents and pictures")
-    inspect.add_argument("dataset", type=Path, nargs="+", help="folder of shards, or shards")
-    inspect.add_argument("--page", "--output", dest="page", type=Path, help="HTML page to write")
-    inspect.add_argument("--tokenizer", type=Path, help="default: the one in the folder's plan")
-    inspect.add_argument("--image-tokenizer", type=Path, help="default: the one in the folder's plan")
-    inspect.add_argument("--documents", type=int, default=24, help="how many to show (default %(default)s)")
+    _add_run(commands.add_parser("run", help="make the shards of all unfinished units, of one, or of a job's share"))
+    status = commands.add_parser("status", help="say where the units stand; exit status 1 unless all are finished")
+    _add_folder(status)
+    status.add_argument("--all", action="store_true", help="a line for every unit, finished ones too")
+    verify = commands.add_parser("verify", help="read every shard again and compare; lists all problems")
+    _add_folder(verify)
+    verify.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
+    _add_inspect(commands.add_parser("inspect", help="count, and write a page that shows documents and pictures"))
     merge = commands.add_parser("merge", help="write one shard for megatron-core without this package")
     merge.add_argument("dataset", type=Path, nargs="+", help="folder of shards, or shards")
     merge.add_argument("--prefix", type=Path, required=True, help="path of the new shard, without suffix")
@@ -49,13 +53,20 @@ def main(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Freeze the units of work."""
     from megachameleon.data.documents import DocumentOptions
-    from megachameleon.data.preprocessing import plan_preprocessing
+    from megachameleon.data.plan_making import PlanOptions, plan_preprocessing
 
     options = DocumentOptions(
         picture_first=arguments.picture_first,
         captions=arguments.captions,
         languages=_languages(arguments.languages),
         seed=arguments.seed,
+        exact_pictures=arguments.exact_pictures,
+    )
+    how = PlanOptions(
+        num_units=arguments.units,
+        unit_bytes=_bytes(arguments.unit_bytes),
+        allow_damaged_archives=arguments.allow_damaged_archives,
+        drop_duplicates=arguments.drop_duplicates,
     )
     plan = plan_preprocessing(
         arguments.input,
@@ -63,14 +74,16 @@ def plan(arguments: argparse.Namespace) -> None:
         arguments.tokenizer,
         arguments.image_tokenizer,
         options,
-        num_units=arguments.units,
-        allow_damaged_archives=arguments.allow_damaged_archives,
-        replace=arguments.replace,
+        how,
+        workers=arguments.workers,
+        replace_plan=arguments.replace,
     )
-    inputs = [item for unit in plan.units for item in unit.inputs]
+    inputs = [item for unit in plan.units() for item in unit.inputs]
+    duplicates = sum(item.num_duplicates for item in inputs)
     print(
-        f"{arguments.output}: {len(plan.units)} units from {len(inputs)} inputs, "
-        f"{sum(item.bytes for item in inputs) / 1e6:,.1f} MB, {sum(item.num_pictures for item in inputs):,} pictures"
+        f"{arguments.output}: {plan.num_units:,} units from {len(inputs):,} inputs, {plan.bytes / 1e6:,.1f} MB, "
+        f"{sum(item.num_pictures for item in inputs):,} pictures"
+        + (f", {duplicates:,} duplicates to leave out" if plan.drop_duplicates else "")
     )
 
 
@@ -81,60 +94,110 @@ def _languages(text: str | None) -> tuple[str, ...]:
     return codes
 
 
+def _bytes(text: str | None) -> int | None:
+    """`512M` is 512 million."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        return int(float(number) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[unit])
+    except (ValueError, KeyError):
+        raise ValueError(f"--unit-bytes {text!r}: give a number such as 500000, 512M or 2G") from None
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Make shards."""
-    from megachameleon.data.jobs import run_units
-    from megachameleon.data.preprocessing import RunOptions
+    from megachameleon.data.jobs import RunOptions, run_units
 
-    threads = None if arguments.workers <= 1 else max(1, (os.cpu_count() or 1) // arguments.workers)
+    if (arguments.task is None) != (arguments.num_tasks is None):
+        raise ValueError("--task and --num-tasks: give both or neither")
+    if arguments.unit is not None and arguments.task is not None:
+        raise ValueError("--unit and --task: give one of them")
     options = RunOptions(
+        workers=arguments.workers,
         max_bad=arguments.max_bad,
-        code_cache=arguments.code_cache or arguments.output / "cache",
+        code_caches=(arguments.code_cache or arguments.output / "cache", *arguments.read_cache),
         device=arguments.device,
-        num_threads=threads,
+        num_threads=arguments.threads,
     )
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the workers too
-    states = run_units(arguments.output, options, number=arguments.unit, workers=arguments.workers)
-    status(arguments)
-    chosen = states if arguments.unit is None else [states[arguments.unit]]
-    if unfinished := sum(state.problem is not None for state in chosen):
+    task = None if arguments.task is None else (arguments.task, arguments.num_tasks)
+    result = run_units(arguments.output, options, number=arguments.unit, task=task)
+    if result.pictures.pictures:
+        print(f"{result.pictures.encoded:,} pictures encoded, {result.pictures.cached:,} found in the cache")
+    _print_states(arguments.output, result.states, every=len(result.states) <= MAX_LISTED)
+    if unfinished := sum(state.problem is not None for state in result.states):
         sys.exit(f"error: {unfinished} units are not finished; wait for the other run to end, then run again")
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """Print where each unit stands."""
-    from megachameleon.data.jobs import unit_states
+    """Print where the units stand."""
+    from megachameleon.data.plan import load_plan
+    from megachameleon.data.unit_state import unit_states
 
-    states = unit_states(arguments.output)
-    for state in states:
-        if state.manifest is None:
-            print(f"{state.unit.name}: {state.problem}")
-        else:
-            m = state.manifest
-            empty = "" if m.num_documents or m.filtered else " (its inputs hold no records)"
-            set_aside = sum(m.quarantined.values())
-            print(
-                f"{state.unit.name}: {m.num_documents:,} documents, {m.num_text_tokens:,} ids of text, "
-                f"{m.num_images:,} pictures{empty}" + (f", {set_aside:,} records set aside" if set_aside else "")
-            )
-    finished = sum(state.manifest is not None for state in states)
-    print(f"{arguments.output}: {finished} of {len(states)} units are finished")
+    states = list(unit_states(load_plan(arguments.output)))
+    _print_states(arguments.output, states, every=arguments.all or len(states) <= MAX_LISTED)
+    if any(state.problem for state in states):
+        sys.exit(1)
+
+
+def _print_states(folder: Path, states: "list[UnitState]", *, every: bool) -> None:
+    from megachameleon.data.unit_state import bytes_per_second
+
+    unfinished = [state for state in states if state.problem is not None]
+    for state in states if every else unfinished[:MAX_LISTED]:
+        print(f"{state.unit.name}: {_described(state)}")
+    if not every and len(unfinished) > MAX_LISTED:
+        print(f"... and {len(unfinished) - MAX_LISTED:,} more; --all lists every unit")
+    counts = {name: sum(state.state == name for state in states) for name in ("running", "failed", "stale", "missing")}
+    told = "".join(f", {count:,} {name}" for name, count in counts.items() if count)
+    print(f"{folder}: {len(states) - len(unfinished):,} of {len(states):,} units are finished{told}")
+    manifests = [state.manifest for state in states if state.manifest is not None]
+    if manifests:
+        print(
+            f"{sum(m.num_documents for m in manifests):,} documents, {sum(m.num_text_tokens for m in manifests):,} ids "
+            f"of text, {sum(m.num_images for m in manifests):,} pictures; "
+            f"{sum(sum(m.quarantined.values()) for m in manifests):,} records set aside, "
+            f"{sum(m.filtered for m in manifests):,} filtered out, {sum(m.duplicates for m in manifests):,} duplicates"
+        )
+    rate = bytes_per_second(states)
+    if unfinished and rate:
+        left = sum(state.unit.bytes for state in unfinished)
+        hours = left / rate / 3600
+        print(f"{rate / 1e6:,.1f} MB of input a second lately; {left / 1e9:,.2f} GB are left, about {hours:,.1f} hours")
+
+
+def _described(state: "UnitState") -> str:
+    m = state.manifest
+    if m is None:
+        return f"{state.state}, {state.problem}" if state.state == "failed" else str(state.problem)
+    empty = "" if m.num_documents or m.filtered or m.duplicates else " (its inputs hold no records)"
+    set_aside = sum(m.quarantined.values())
+    return (
+        f"{m.num_documents:,} documents, {m.num_text_tokens:,} ids of text, {m.num_images:,} pictures{empty}"
+        + (f", {m.duplicates:,} duplicates left out" if m.duplicates else "")
+        + (f", {set_aside:,} records set aside" if set_aside else "")
+    )
 
 
 def verify(arguments: argparse.Namespace) -> None:
     """Read every shard again."""
-    from megachameleon.data.jobs import verify_units
+    from megachameleon.data.verification import verify_units
 
-    verify_units(arguments.output)
+    problems = verify_units(arguments.output, workers=arguments.workers)
+    for problem in problems:
+        print(problem)
+    if problems:
+        sys.exit(f"error: {arguments.output}: {len(problems):,} units are not what they should be")
     print(f"{arguments.output}: all shards are what their manifests say")
 
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Print counts and write a page."""
     from megachameleon.data.inspection import dataset_counts, write_page
-    from megachameleon.data.plan import PLAN_FILE, Plan
-    from megachameleon.data.preprocessing import load_tokenizers
+    from megachameleon.data.plan import PLAN_FILE, load_plan
     from megachameleon.data.shards import Dataset
+    from megachameleon.data.tokenizer_pair import load_tokenizers
 
     dataset = Dataset.open(arguments.dataset)
     for what, count in dataset_counts(dataset).items():
@@ -146,7 +209,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         folder = arguments.dataset[0]
         if not (folder / PLAN_FILE).exists():
             raise ValueError(f"{folder}: has no plan that names its tokenizer; give --tokenizer")
-        plan = Plan.load(folder)
+        plan = load_plan(folder)
         tokenizer = Path(plan.tokenizer)
         image_tokenizer = Path(plan.image_tokenizer) if plan.image_tokenizer else None
     write_page(
@@ -157,7 +220,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """Write one shard from several."""
-    from megachameleon.data.jobs import merge_shards
+    from megachameleon.data.merging import merge_shards
     from megachameleon.data.shards import Dataset
 
     manifest = merge_shards(Dataset.open(arguments.dataset).shards, arguments.prefix)
@@ -166,7 +229,7 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--input", nargs="+", type=Path, required=True, help=".tar, .jsonl (plain or .gz), .txt, or folders of them")
+    add("--input", nargs="+", required=True, help="files, folders, patterns, or URLs that fsspec knows (s3://...)")
     _add_folder(parser)
     add("--tokenizer", type=Path, required=True, help="folder of the text tokenizer")
     add("--image-tokenizer", type=Path, help="folder of the picture tokenizer")
@@ -174,8 +237,12 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--captions", choices=["all", "first"], default="all", help="one document for each caption, or for the first")
     add("--languages", help="captions to keep, such as en,de (default: all)")
     add("--seed", type=int, default=0, help="of the order of picture and caption (default %(default)s)")
+    add("--exact-pictures", action="store_true", help="prepare pictures with Pillow alone: the exact pixels, slower")
+    add("--drop-duplicates", action="store_true", help="leave out documents that an earlier one equals, over all units")
     add("--units", type=int, help="number of shards (default: one for each input)")
+    add("--unit-bytes", help="or: neighbouring inputs of at least so many bytes a shard, such as 2G")
     add("--allow-damaged-archives", action="store_true", help="keep what comes before the damage")
+    add("--workers", type=int, default=1, help="processes that read the inputs (default %(default)s)")
     add("--replace", action="store_true", help="put this plan in the place of another one in OUTPUT")
 
 
@@ -183,10 +250,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_folder(parser)
     add("--unit", type=int, help="number of the one unit to run, from 0")
-    add("--workers", type=int, default=1, help="processes (default %(default)s)")
+    add("--task", type=int, help="number of this job, from 0: it does every NUM_TASKS-th unit")
+    add("--num-tasks", type=int, help="how many jobs share the units")
+    add("--workers", type=int, default=1, help="processes that tokenize and decode (default %(default)s)")
     add("--max-bad", type=float, default=0.01, help="share of bad records that fails a unit (default %(default)s)")
-    add("--code-cache", type=Path, help="folder of picture codes to share and keep (default: OUTPUT/cache)")
+    add("--code-cache", type=Path, help="folder of picture codes to keep, on a local disk (default: OUTPUT/cache)")
+    add("--read-cache", type=Path, action="append", default=[], help="further caches, only read; may be repeated")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where pictures are encoded")
+    add("--threads", type=int, help="threads that encode pictures on the CPU (default: PyTorch's)")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("dataset", type=Path, nargs="+", help="folder of shards, or shards")
+    add("--page", "--output", dest="page", type=Path, help="HTML page to write")
+    add("--tokenizer", type=Path, help="default: the one in the folder's plan")
+    add("--image-tokenizer", type=Path, help="default: the one in the folder's plan")
+    add("--documents", type=int, default=24, help="how many to show (default %(default)s)")
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:

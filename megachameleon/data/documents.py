@@ -1,13 +1,9 @@
-"""Records into documents, and documents into ids: bos, text and pictures in order, eos."""
+"""Records into documents: text and pictures in the order in which the model sees them."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from megachameleon.data.records import Caption, CaptionedRecord, PictureSegment, Record, Segment, TextSegment
-from megachameleon.tokens.text import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +18,8 @@ class DocumentOptions:
     """Captions to keep, by language; those without a language always stay. Empty keeps all."""
     seed: int = 0
     """Decides, with the content, what stands first."""
+    exact_pictures: bool = False
+    """Pictures are prepared by Pillow alone instead of the faster way that comes within a stated distance."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "languages", tuple(self.languages))
@@ -58,20 +56,16 @@ def documents_of(record: Record, options: DocumentOptions) -> list[Document]:
     return documents
 
 
-def encode_document(document: Document, tokenizer: TextTokenizer, codes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A document's ids, int64 [length], bos and eos included.
-
-    Args:
-        codes: picture codes [codes_per_image] by `content_hash`.
-    """
-    vocabulary = tokenizer.vocabulary
-    parts: list[np.ndarray] = [np.array([vocabulary.bos])]
+def document_digest(document: Document) -> bytes:
+    """16 bytes that tell documents of different content apart: texts, and contents of pictures, in order."""
+    digest = hashlib.blake2b(digest_size=16)
     for segment in document.segments:
         if isinstance(segment, TextSegment):
-            parts.append(np.array(tokenizer.encode(segment.text), dtype=np.int64))
+            data = segment.text.encode()
+            digest.update(b"t" + len(data).to_bytes(8, "little") + data)
         else:
-            parts.append(vocabulary.encode_image(codes[segment.content_hash]))
-    return np.concatenate([*parts, [vocabulary.eos]])
+            digest.update(f"p{segment.fit}:{segment.content_hash}".encode())
+    return digest.digest()
 
 
 def _wanted(caption: Caption, options: DocumentOptions) -> bool:

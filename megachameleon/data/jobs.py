@@ -1,194 +1,200 @@
-"""Running the units of a plan, here or in several processes, and saying where they stand."""
+"""Running units of a plan with one pool of workers, one unit after the other."""
 
-import multiprocessing
-import os
-import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megachameleon.console import ProgressTask, progress_bar
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.plan import Plan, Unit
-from megachameleon.data.preprocessing import RunOptions, require_room, run_unit, unit_problem
+import numpy as np
+
+from megachameleon.console import progress_bar
+from megachameleon.data.blocks import Batch, Block, BlockSettings, make_block_work
+from megachameleon.data.picture_codes import CodeCaches, CodeFiller, PictureCounts
+from megachameleon.data.plan import Plan, Unit, load_plan
+from megachameleon.data.preprocessing import NoRoomError, UnitRun, no_room_named
 from megachameleon.data.shard_writer import ShardWriter
-from megachameleon.data.shards import ShardReader
+from megachameleon.data.tokenizer_pair import load_tokenizers
+from megachameleon.data.unit_state import UnitState, forget_failure, note_failure, unit_state, unit_states
+from megachameleon.data.worker_pool import WorkerPool
+from megachameleon.files import require_free_space
+from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from megachameleon.console import ProgressTask
+    from megachameleon.tokens.vq import ImageTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """What may differ between two runs of one plan without changing a byte of the result."""
+
+    workers: int = 1
+    """Processes that read records, prepare pictures and tokenize; 1 does it in the main one."""
+    max_bad: float = 0.01
+    """Share of bad records above which a unit fails."""
+    code_caches: tuple[Path, ...] = ()
+    """Folders of picture codes; the first is added to, and outlives the run."""
+    device: str = "auto"
+    """Where pictures are encoded: cpu, cuda, or auto."""
+    num_threads: int | None = None
+    """Threads that encode pictures on the CPU; None leaves it to PyTorch."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"--max-bad {self.max_bad}: must be a share between 0 and 1, such as 0.01")
+        if self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
-class UnitState:
-    """Where a unit stands."""
+class RunResult:
+    """What a run did."""
 
-    unit: Unit
-    problem: str | None
-    """Why it still has to be run; None when it is finished."""
-    manifest: ShardManifest | None
-    """Its manifest when it is finished."""
+    states: list[UnitState]
+    """Of the chosen units, afterwards."""
+    pictures: PictureCounts
 
 
-def unit_states(folder: Path) -> list[UnitState]:
-    """Where each unit of a planned folder stands.
-
-    Raises:
-        ValueError: there is no plan, or a damaged one.
-    """
-    plan = Plan.load(folder)
-    states = []
-    for unit in plan.units:
-        problem = unit_problem(plan, folder, unit)
-        manifest = None if problem else ShardReader(folder / unit.name).manifest
-        states.append(UnitState(unit, problem, manifest))
-    return states
-
-
-def run_units(folder: Path, options: RunOptions, *, number: int | None = None, workers: int = 1) -> list[UnitState]:
-    """Run all units that are not finished, or one; finished ones are left as they are.
+def choose_units(plan: Plan, number: int | None = None, task: tuple[int, int] | None = None) -> list[Unit]:
+    """The units that a job does: all, one, or every n-th.
 
     Args:
-        number: of the one unit to run, counted from 0.
-        workers: processes; the result does not depend on it.
-
-    Returns:
-        All units' states afterwards.
+        number: of the one unit, counted from 0.
+        task: (k, n) for the units k, k + n, k + 2n, ...; n jobs do all of them, whatever n is.
 
     Raises:
-        ValueError: no plan, no such unit, too little disk, no document in any unit, or a unit failed; the others'
-            shards stay.
-        RuntimeError: a process died.
+        ValueError: no such unit or task.
     """
-    if workers < 1:
-        raise ValueError(f"--workers {workers}: must be at least 1")
-    plan = Plan.load(folder)
-    if number is not None and not 0 <= number < len(plan.units):
-        raise ValueError(f"--unit {number}: the plan in {folder} has units 0..{len(plan.units) - 1}")
-    chosen = plan.units if number is None else (plan.units[number],)
-    units = [unit for unit in chosen if unit_problem(plan, folder, unit) is not None]
-    require_room(plan, folder, units)
-    total = sum(unit.bytes for unit in chosen)
-    done = total - sum(unit.bytes for unit in units)
-    with progress_bar("preprocessing (bytes)", total, done=done) as bar:
-        if workers == 1 or len(units) <= 1:
-            for unit in units:
-                bar.note(unit.name)
-                run_unit(plan, folder, unit, options, bar.advance)
-        else:
-            _run_in_processes(plan, folder, units, options, workers, bar)
-    states = _settled_states(folder, chosen)
-    _require_documents(folder, states)
-    return states
+    if number is not None:
+        return [plan.unit(number)]
+    if task is None:
+        return list(plan.units())
+    k, n = task
+    if not 0 <= k < n:
+        raise ValueError(f"--task {k} of --num-tasks {n}: tasks are counted from 0, so the last one is {n - 1}")
+    return [plan.unit(i) for i in range(k, plan.num_units, n)]
 
 
-def verify_units(folder: Path) -> None:
-    """Read every shard again and compare it with its manifest, its plan and itself.
+def run_units(
+    folder: Path, options: RunOptions, *, number: int | None = None, task: tuple[int, int] | None = None
+) -> RunResult:
+    """Run those of the chosen units (`choose_units`) that are not finished; finished ones are left as they are.
+
+    A unit that fails does not keep the others from being run.
 
     Raises:
-        ValueError: a unit is missing or was changed; names the first and what mends it.
+        ValueError: no plan, no such unit, too little disk, no document in any unit, or units failed.
+        WorkerDiedError: a process died.
     """
-    states = unit_states(folder)
-    with progress_bar("verifying", len(states)) as bar:
-        for state in states:
-            if state.problem:
-                raise ValueError(f"{folder / state.unit.name}: {state.problem}; run preprocess_data.py run again")
-            ShardReader(folder / state.unit.name).verify()
-            bar.advance()
+    plan = load_plan(folder)
+    chosen = choose_units(plan, number, task)
+    before = list(unit_states(plan, chosen))
+    units = [state.unit for state in before if state.state != "finished"]
+    counts = PictureCounts()
+    if units:
+        _require_room(plan, units)
+        with progress_bar("preprocessing (bytes)", sum(unit.bytes for unit in chosen)) as bar:
+            bar.advance(sum(state.unit.bytes for state in before if state.state == "finished"))
+            with _Run(plan, options, counts) as run:
+                failures = [failure for unit in units if (failure := run.make(unit, bar)) is not None]
+        if failures:
+            more = f" ({len(failures)} units failed; status shows them all)" if len(failures) > 1 else ""
+            raise ValueError(f"{failures[0]}{more}")
+    states = _settled_states(plan, chosen)
+    if len(chosen) == plan.num_units:
+        _require_documents(plan, states)
+    return RunResult(states, counts)
 
 
-def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
-    """Write the documents of several shards, in order, as one; for megatron-core without this package.
+class _Run:
+    """What all units of a run share: tokenizers, workers, the cache."""
 
-    Raises:
-        ValueError: `prefix` is one of the shards, or their vocabularies or tokenizers differ.
-    """
-    first = shards[0]
-    if any(shard.prefix.resolve() == prefix.resolve() for shard in shards):
-        raise ValueError(f"{prefix}: is one of the shards to merge; choose another name")
-    for shard in shards[1:]:
-        first.vocabulary.require_same(shard.vocabulary, str(first.prefix), str(shard.prefix))
-        if shard.manifest.tokenizer != first.manifest.tokenizer:
-            raise ValueError(
-                f"{shard.prefix}: made with another tokenizer than {first.prefix}; preprocess both with one"
-            )
-    image_tokenizers = {shard.manifest.image_tokenizer for shard in shards if shard.manifest.image_tokenizer}
-    if len(image_tokenizers) > 1:
+    def __init__(self, plan: Plan, options: RunOptions, counts: PictureCounts) -> None:
+        self._plan, self._options, self._counts = plan, options, counts
+        image_folder = Path(plan.image_tokenizer) if plan.image_tokenizer else None
+        if options.num_threads is not None and image_folder is not None:
+            import torch
+
+            torch.set_num_threads(options.num_threads)
+        self._text, self._image = load_tokenizers(Path(plan.tokenizer), image_folder, options.device)
+        _require_same(plan, self._text, self._image)
+        self._cache: CodeCaches | None = None
+        if self._image is not None and options.code_caches:
+            self._cache = CodeCaches(options.code_caches[:1], self._image.fingerprint, self._image.codes_per_image)
+        settings = BlockSettings(
+            tokenizer=Path(plan.tokenizer),
+            options=plan.options,
+            image_tokenizer=plan.image_tokenizer_fingerprint,
+            image_size=self._image.image_size if self._image is not None else 0,
+            caches=options.code_caches,
+        )
+        self._pool: WorkerPool[Batch, Block] = WorkerPool(make_block_work, (settings,), options.workers)
+
+    def __enter__(self) -> "_Run":
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.__exit__(*error)  # type: ignore[arg-type]
+        if self._cache is not None:
+            self._cache.close()
+
+    def make(self, unit: Unit, bar: "ProgressTask") -> ValueError | None:
+        """Make one unit's shard; returns why it failed where the others may still be made."""
+        plan = self._plan
+        bar.note(unit.name)
+        filler = CodeFiller(self._image, self._text.vocabulary, self._cache, self._counts)
+        fingerprints = {"tokenizer": plan.tokenizer_fingerprint, "image_tokenizer": plan.image_tokenizer_fingerprint}
+        prefix = plan.folder / unit.name
+        try:
+            with (
+                no_room_named(prefix),
+                ShardWriter(prefix, self._text.vocabulary, **fingerprints) as writer,  # type: ignore[arg-type]
+            ):
+                UnitRun(plan, unit, self._pool, filler, writer).run(self._options.max_bad, bar.advance)
+                forget_failure(plan.folder, unit)
+        except NoRoomError:
+            raise
+        except ValueError as error:
+            note_failure(plan.folder, unit, " ".join(str(error).split()))
+            return error
+        return None
+
+
+def _require_same(plan: Plan, text: TextTokenizer, image: "ImageTokenizer | None") -> None:
+    fingerprint = image.fingerprint if image is not None else None
+    if (text.fingerprint, fingerprint) != (plan.tokenizer_fingerprint, plan.image_tokenizer_fingerprint):
         raise ValueError(
-            f"{prefix}: shards of several image tokenizers {sorted(image_tokenizers)}; preprocess all with one"
-        )
-    with ShardWriter(
-        prefix,
-        first.vocabulary,
-        tokenizer=first.manifest.tokenizer,
-        image_tokenizer=next(iter(image_tokenizers), None),
-    ) as writer:
-        for shard in shards:
-            for index in range(len(shard)):
-                writer.add(shard.document(index))
-        quarantined: Counter[str] = Counter()  # a file's name may be that of others in other folders
-        for shard in shards:
-            quarantined.update(shard.manifest.quarantined)
-        return writer.commit(
-            inputs=[record for shard in shards for record in shard.manifest.inputs],
-            quarantined=quarantined,
-            filtered=sum(shard.manifest.filtered for shard in shards),
-            options=first.manifest.options,
+            f"{plan.tokenizer}, {plan.image_tokenizer}: a tokenizer changed since the plan was made; "
+            "plan again into another folder"
         )
 
 
-def _settled_states(folder: Path, chosen: Sequence[Unit], patience: float = 5.0) -> list[UnitState]:
-    """All states; another run that has made one of `chosen` too may just be putting its shard in place of ours."""
+def _require_room(plan: Plan, units: Sequence[Unit]) -> None:
+    """Refuse to start what the disk cannot hold, by a low estimate."""
+    vocabulary = Vocabulary.load(Path(plan.tokenizer))
+    inputs = [item for unit in units for item in unit.inputs]
+    ids = sum(item.text_bytes // 5 + item.num_pictures * vocabulary.image_length for item in inputs)
+    require_free_space(plan.folder, ids * np.dtype(vocabulary.token_dtype).itemsize, "writing the shards")
+
+
+def _settled_states(plan: Plan, chosen: Sequence[Unit], patience: float = 5.0) -> list[UnitState]:
+    """Of the chosen ones; another run that has made one too may just be putting its shard in place of ours."""
     end = time.monotonic() + patience
     while True:
-        states = unit_states(folder)
-        if all(s.problem is None for s in states if s.unit in chosen) or time.monotonic() > end:
+        states = list(unit_states(plan, chosen)) if len(chosen) > 1 else [unit_state(plan, unit) for unit in chosen]
+        if all(state.problem is None for state in states) or time.monotonic() > end:
             return states
         time.sleep(0.2)
 
 
-def _require_documents(folder: Path, states: Sequence[UnitState]) -> None:
+def _require_documents(plan: Plan, states: Sequence[UnitState]) -> None:
     manifests = [state.manifest for state in states if state.manifest is not None]
     if len(manifests) < len(states) or any(manifest.num_documents for manifest in manifests):
         return
     if any(manifest.filtered for manifest in manifests):
-        raise ValueError(f"{folder}: no caption is in the languages of --languages; plan again with others")
-    names = ", ".join(item.path for item in states[0].unit.inputs[:3])
-    raise ValueError(f"{folder}: no records in {names} or any other input; check the inputs")
-
-
-def _end_with_parent() -> None:
-    """Let a worker end when its parent is killed; the executor's own workers would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _run_in_processes(
-    plan: Plan, folder: Path, units: Sequence[Unit], options: RunOptions, workers: int, bar: ProgressTask
-) -> None:
-    # spawn, because forking a process that has started threads of PyTorch may hang
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        jobs = {pool.submit(run_unit, plan, folder, unit, options): unit for unit in units}
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                bar.advance(jobs[job].bytes)
-        except BrokenProcessPool:
-            raise RuntimeError(
-                "a worker process died (killed, or out of memory?); finished units stay, run again, "
-                "with fewer --workers if memory was short"
-            ) from None
-        except (KeyboardInterrupt, SystemExit):
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        raise ValueError(f"{plan.folder}: no caption is in the languages of --languages; plan again with others")
+    names = ", ".join(plan.input_path(item) for item in states[0].unit.inputs[:3])
+    raise ValueError(f"{plan.folder}: no records in {names} or any other input; check the inputs")

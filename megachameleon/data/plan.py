@@ -1,28 +1,46 @@
-"""The plan of a preprocessing: which inputs make which shard, with what tokenizers; frozen before any work."""
+"""The plan of a preprocessing: which inputs make which shard, with what tokenizers; frozen before any work.
 
+`plan.json` names everything that all units share. The units are lines of a file beside it, with an index, so that one
+job of a large array reads one line. Both carry the hash of their content in their names; `plan.json` is written last.
+"""
+
+import hashlib
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megachameleon.data.documents import DocumentOptions
-from megachameleon.files import read_json, write_json
+from megachameleon.files import atomic_path, read_json, write_json
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+ORDINAL_BITS = 16
+"""A document is `record << 16 | number within the record`, both from 0, in lists of duplicates."""
 _AGAIN = "make the plan again (preprocess_data.py plan --replace)"
+_INDEX = np.dtype([("offset", "<i8"), ("bytes", "<i8"), ("name", "S104")])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedInput:
     """One raw file, as it was when the plan was made."""
 
-    path: str
+    name: str
+    """Path below the plan's root."""
     bytes: int
     sha256: str
     text_bytes: int
     num_pictures: int
+    num_records: int | None = None
+    """Good and bad ones; None where counting them would take reading everything."""
+    references: str = ""
+    """The sum of the SHA-256 of all pictures that lie in files of their own, modulo 2**256; "" without any."""
+    num_duplicates: int = 0
+    """Documents to leave out because an equal one comes earlier."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +49,8 @@ class Unit:
 
     name: str
     inputs: tuple[PlannedInput, ...]
+    first_duplicate: int = 0
+    """Where the unit's documents to leave out begin in the plan's list."""
 
     @property
     def bytes(self) -> int:
@@ -40,8 +60,11 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All units of one output folder."""
+    """What all units of one output folder share; the units themselves are read one by one."""
 
+    folder: Path = field(compare=False)
+    root: str
+    """Folder or URL that all inputs lie below; "" when there is none."""
     tokenizer: str
     """Folder of the text tokenizer."""
     tokenizer_fingerprint: str
@@ -50,42 +73,150 @@ class Plan:
     image_tokenizer_fingerprint: str | None
     options: DocumentOptions
     allow_damaged_archives: bool
-    units: tuple[Unit, ...]
+    drop_duplicates: bool
+    num_units: int
+    bytes: int
+    """Size of all inputs."""
+    units_hash: str
+    """Of the list of units and of the documents to leave out."""
 
-    def save(self, folder: Path, *, replace: bool = False) -> None:
-        """Write the plan, unless the same one is there.
-
-        Args:
-            replace: also over another one.
-
-        Raises:
-            ValueError: another plan is there.
-        """
-        path = folder / PLAN_FILE
-        if path.exists() and not replace:
-            if Plan.load(folder) != self:
-                raise ValueError(f"{path}: another plan is there; choose another --output, or --replace it")
-            return
-        write_json(path, {"version": PLAN_VERSION, **asdict(self)})
-
-    @classmethod
-    def load(cls, folder: Path) -> "Plan":
-        """Read the plan of an output folder.
+    def unit(self, number: int) -> Unit:
+        """Read one unit.
 
         Raises:
-            ValueError: missing, not JSON, or of another version or form.
+            ValueError: no such unit, or a damaged plan.
         """
-        path = folder / PLAN_FILE
-        values = _read(folder)
-        try:
-            values["options"] = DocumentOptions(**values["options"])
-            values["units"] = tuple(
-                Unit(name=unit["name"], inputs=tuple(PlannedInput(**item) for item in unit["inputs"]))
-                for unit in values["units"]
-            )
-            return cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: damaged plan ({error}); {_AGAIN}") from None
+        if not 0 <= number < self.num_units:
+            raise ValueError(f"--unit {number}: the plan in {self.folder} has units 0..{self.num_units - 1}")
+        row = self._index()[number]
+        with self._problems_named(), self._path(".units.jsonl").open("rb") as file:
+            file.seek(int(row["offset"]))
+            return _unit_of(file.read(int(row["bytes"])), row["name"].decode())
+        raise AssertionError
+
+    def units(self) -> Iterator[Unit]:
+        """Read all units in order.
+
+        Raises:
+            ValueError: a damaged plan.
+        """
+        with self._problems_named(), self._path(".units.jsonl").open("rb") as file:
+            for row, line in zip(self._index(), file, strict=True):
+                yield _unit_of(line, row["name"].decode())
+
+    def unit_names(self) -> list[str]:
+        """The names of all units, in order, without reading them.
+
+        Raises:
+            ValueError: a damaged plan.
+        """
+        return [name.decode() for name in self._index()["name"].tolist()]
+
+    def duplicates(self, unit: Unit) -> list[np.ndarray]:
+        """The documents of each input to leave out, int64 as in `ORDINAL_BITS`, sorted.
+
+        Raises:
+            ValueError: a damaged plan.
+        """
+        counts = [item.num_duplicates for item in unit.inputs]
+        if not any(counts):
+            return [np.empty(0, np.int64)] * len(counts)
+        with self._problems_named():
+            listed = np.load(self._path(".duplicates.npy"), mmap_mode="r", allow_pickle=False)
+            own = np.array(listed[unit.first_duplicate : unit.first_duplicate + sum(counts)])
+            if len(own) != sum(counts):
+                raise ValueError("too few duplicates")
+        return np.split(own, np.cumsum(counts)[:-1])
+
+    def input_path(self, item: PlannedInput) -> str:
+        """Where an input is: a path or a URL."""
+        return f"{self.root.rstrip('/')}/{item.name}" if self.root else item.name
+
+    def _index(self) -> np.ndarray:
+        with self._problems_named():
+            index = np.load(self._path(".index.npy"), mmap_mode="r", allow_pickle=False)
+            if index.dtype != _INDEX or index.shape != (self.num_units,):
+                raise ValueError("another index")
+            return index
+
+    def _path(self, suffix: str) -> Path:
+        return self.folder / f"plan-{self.units_hash[:12]}{suffix}"
+
+    def _problems_named(self) -> "_PlanProblems":
+        return _PlanProblems(self.folder / PLAN_FILE)
+
+
+class _PlanProblems:
+    """Says of errors inside that the plan is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError):
+            raise ValueError(f"{self._path}: damaged plan ({error}); {_AGAIN}") from None
+
+
+def load_plan(folder: Path) -> Plan:
+    """Read what the units of an output folder share; the time does not depend on how many there are.
+
+    Raises:
+        ValueError: missing, not JSON, or of another version or form.
+    """
+    path = folder / PLAN_FILE
+    values = _read(folder)
+    try:
+        values["options"] = DocumentOptions(**values["options"])
+        return Plan(folder=folder, **values)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: damaged plan ({error}); {_AGAIN}") from None
+
+
+def save_plan(
+    folder: Path, shared: dict[str, Any], units: Sequence[Unit], duplicates: np.ndarray, *, replace: bool = False
+) -> Plan:
+    """Write a plan, unless the same one is there.
+
+    Args:
+        shared: the fields of `Plan` that are not made here.
+        duplicates: of all units in order, int64 as in `ORDINAL_BITS`.
+        replace: also over another one.
+
+    Raises:
+        ValueError: another plan is there.
+    """
+    lines = [json.dumps(asdict(unit), ensure_ascii=False).encode() + b"\n" for unit in units]
+    digest = hashlib.sha256(duplicates.tobytes())
+    for line in lines:
+        digest.update(line)
+    total = sum(unit.bytes for unit in units)
+    plan = Plan(folder=folder, num_units=len(units), bytes=total, units_hash=digest.hexdigest(), **shared)
+    path = folder / PLAN_FILE
+    if path.exists() and not replace:
+        if load_plan(folder) != plan:
+            raise ValueError(f"{path}: another plan is there; choose another --output, or --replace it")
+        return plan
+    index = np.zeros(len(units), _INDEX)
+    index["bytes"] = [len(line) for line in lines]
+    index["offset"] = np.cumsum(index["bytes"]) - index["bytes"]
+    index["name"] = [unit.name.encode() for unit in units]
+    with atomic_path(plan._path(".units.jsonl")) as temporary, temporary.open("wb") as file:
+        file.writelines(lines)
+    for suffix, array in ((".index.npy", index), (".duplicates.npy", duplicates)):
+        with atomic_path(plan._path(suffix)) as temporary, temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    values = {name: value for name, value in asdict(plan).items() if name != "folder"}
+    write_json(path, {"version": PLAN_VERSION, **values})
+    kept = f"plan-{plan.units_hash[:12]}."
+    for old in folder.glob("plan-*.*"):
+        if not old.name.startswith(kept) and re.fullmatch(
+            r"plan-[0-9a-f]{12}\.(units\.jsonl|index\.npy|duplicates\.npy)", old.name
+        ):
+            old.unlink(missing_ok=True)
+    return plan
 
 
 def planned_units(folder: Path) -> list[str]:
@@ -94,30 +225,66 @@ def planned_units(folder: Path) -> list[str]:
     Raises:
         ValueError: no plan there, or a damaged one.
     """
-    return [unit.name for unit in Plan.load(folder).units]
+    return load_plan(folder).unit_names()
 
 
-def make_units(inputs: Sequence[PlannedInput], count: int | None) -> tuple[Unit, ...]:
-    """Share inputs among units: one each, or `count` neighbourly groups of about equal bytes.
+def make_units(
+    inputs: Iterable[PlannedInput], *, count: int | None = None, unit_bytes: int | None = None
+) -> tuple[Unit, ...]:
+    """Share inputs among units of neighbours: one input each, `count` groups of about equal bytes, or groups of at
+    least `unit_bytes` where there are enough of them.
 
-    Unit names sort in the order of the inputs.
+    Unit names sort in the order of the inputs. A unit is at least one input.
     """
-    if count is None or count >= len(inputs):
-        return tuple(
-            Unit(name=f"{number:05d}-{_file_stem(item.path)}", inputs=(item,)) for number, item in enumerate(inputs)
-        )
-    total = sum(item.bytes for item in inputs) or 1
+    items = list(inputs)
+    if unit_bytes is not None:
+        return _named(_groups_of_bytes(items, unit_bytes))
+    if count is not None and count < len(items):
+        return _named(_groups_by_count(items, count))
+    width = max(5, len(str(len(items) - 1)))
+    return tuple(
+        Unit(name=f"{number:0{width}d}-{_file_stem(item.name)}", inputs=(item,)) for number, item in enumerate(items)
+    )
+
+
+def _named(groups: list[list[PlannedInput]]) -> tuple[Unit, ...]:
+    width = max(5, len(str(len(groups) - 1)))
+    return tuple(Unit(name=f"{number:0{width}d}", inputs=tuple(group)) for number, group in enumerate(groups))
+
+
+def _groups_by_count(items: list[PlannedInput], count: int) -> list[list[PlannedInput]]:
+    total = sum(item.bytes for item in items) or 1
     groups: list[list[PlannedInput]] = [[] for _ in range(count)]
     done = 0
-    for item in inputs:
+    for item in items:
         groups[min(count - 1, done * count // total)].append(item)
         done += item.bytes
-    filled = [group for group in groups if group]
-    return tuple(Unit(name=f"{number:05d}", inputs=tuple(group)) for number, group in enumerate(filled))
+    return [group for group in groups if group]
+
+
+def _groups_of_bytes(items: list[PlannedInput], unit_bytes: int) -> list[list[PlannedInput]]:
+    groups: list[list[PlannedInput]] = []
+    filled = unit_bytes
+    for item in items:
+        if filled >= unit_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(item)
+        filled += item.bytes
+    return groups
 
 
 def _file_stem(path: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).name.split(".")[0])[:80]
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition("/")[2].split(".")[0])[:80]
+
+
+def _unit_of(line: bytes, name: str) -> Unit:
+    values = json.loads(line)
+    values["inputs"] = tuple(PlannedInput(**item) for item in values["inputs"])
+    unit = Unit(**values)
+    if unit.name != name:
+        raise ValueError(f"unit {name} is {unit.name}")
+    return unit
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-import numpy as np
 import pytest
 
-from megachameleon.data.documents import DocumentOptions, documents_of, encode_document
-from megachameleon.data.records import Caption, CaptionedRecord, PictureSegment, SegmentsRecord, TextSegment
+from megachameleon.data.documents import Document, DocumentOptions, document_digest, documents_of
+from megachameleon.data.records import Caption, CaptionedRecord, PictureSegment, TextSegment
 
 PICTURE = PictureSegment(b"bytes of a picture", "here")
 RECORD = CaptionedRecord("a.tar:k", PICTURE, (Caption("red", "en"), Caption("rot", "de"), Caption("any")))
@@ -40,13 +39,14 @@ def test_bad_options_are_refused(options):
         DocumentOptions(**options)
 
 
-def test_encoded_documents_hold_everything_in_order(tokenizer_folder):
-    from megachameleon.tokens.text import TextTokenizer
+def test_digests_tell_contents_apart():
+    def digest(*segments):
+        return document_digest(Document(segments))
 
-    tokenizer = TextTokenizer.load(tokenizer_folder)
-    vocabulary = tokenizer.vocabulary
-    record = SegmentsRecord("r", (TextSegment("one"), PICTURE, TextSegment("two")))
-    (document,) = documents_of(record, DocumentOptions())
-    ids = encode_document(document, tokenizer, {PICTURE.content_hash: np.array([1, 2, 3, 4])})
-    expected = [vocabulary.bos, *tokenizer.encode("one"), *vocabulary.encode_image([1, 2, 3, 4])]
-    assert ids.tolist() == [*expected, *tokenizer.encode("two"), vocabulary.eos]
+    a, b = TextSegment("a"), TextSegment("b")
+    different = [
+        (a,), (b,), (a, b), (b, a), (TextSegment("ab"),), (a, PICTURE), (PICTURE, a), (PICTURE,),
+        (PictureSegment(PICTURE.data, "here", "pad"),), (PictureSegment(b"other", "here"),),
+    ]  # fmt: skip
+    assert len({digest(*segments) for segments in different}) == len(different)
+    assert digest(a, PICTURE) == digest(a, PictureSegment(PICTURE.data, "elsewhere"))

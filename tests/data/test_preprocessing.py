@@ -1,27 +1,27 @@
 import base64
 import json
 import os
+import re
 import runpy
-import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from raw_sources import png, write_jsonl, write_tar
 
-from megachameleon.data import jobs
 from megachameleon.data.documents import DocumentOptions
 from megachameleon.data.inspection import dataset_counts, write_page
-from megachameleon.data.jobs import merge_shards, run_units, unit_states, verify_units
-from megachameleon.data.plan import Plan, PlannedInput, make_units
-from megachameleon.data.preprocessing import RunOptions, plan_preprocessing
+from megachameleon.data.jobs import RunOptions, run_units
+from megachameleon.data.merging import merge_shards
+from megachameleon.data.plan import PlannedInput, load_plan, make_units
+from megachameleon.data.plan_making import PlanOptions, plan_preprocessing
 from megachameleon.data.shards import Dataset
+from megachameleon.data.unit_state import unit_states
+from megachameleon.data.verification import verify_units
 from megachameleon.tokens.pictures import open_picture, prepare_picture
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vq import ImageTokenizer
@@ -47,10 +47,17 @@ def raw(tmp_path):
 
 @pytest.fixture
 def make_plan(raw, tmp_path, tokenizer_folder, image_tokenizer_folder):
-    def make(name="out", options=None, **changes) -> Path:
+    def make(name="out", options=None, *, workers=1, replace=False, **how) -> Path:
         folder = tmp_path / name
+        tokenizers = tokenizer_folder, image_tokenizer_folder
         plan_preprocessing(
-            [raw], folder, tokenizer_folder, image_tokenizer_folder, options or DocumentOptions(), **changes
+            [raw],
+            folder,
+            *tokenizers,
+            options or DocumentOptions(),
+            PlanOptions(**how),
+            workers=workers,
+            replace_plan=replace,
         )
         return folder
 
@@ -58,12 +65,12 @@ def make_plan(raw, tmp_path, tokenizer_folder, image_tokenizer_folder):
 
 
 def shard_bytes(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != "plan.json"}
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("plan")}
 
 
 def test_records_become_documents_with_text_and_codes(make_plan, tokenizer_folder, image_tokenizer_folder):
     folder = make_plan()
-    states = run_units(folder, RunOptions())
+    states = run_units(folder, RunOptions()).states
     assert [state.unit.name for state in states] == ["00000-mixed", "00001-pairs", "00002-text"]
     assert [state.manifest.num_documents for state in states] == [1, 40, 30]
     assert [state.manifest.num_images for state in states] == [2, 40, 0]
@@ -80,14 +87,14 @@ def test_records_become_documents_with_text_and_codes(make_plan, tokenizer_folde
     captions = [tokenizer.decode(dataset.document(i)) for i in range(1, 41)]
     assert captions == [text for i in range(20) for text in (f"red {i}", f"rot {i}")]
     assert {int(dataset.image_spans(i)[0, 0]) > 1 for i in range(1, 41)} == {True, False}  # both orders
-    verify_units(folder)
+    assert verify_units(folder) == []
 
 
 def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_path, monkeypatch):
     expected = make_plan("a")
     run_units(expected, RunOptions())
     cached = make_plan("b")
-    options = RunOptions(code_cache=tmp_path / "cache")
+    options = RunOptions(code_caches=(tmp_path / "cache",))
     run_units(cached, options, number=1)
     with pytest.raises(ValueError, match="2 of 3 planned units are not finished"):
         Dataset.open(cached)
@@ -99,7 +106,7 @@ def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_pa
         run_units(again, options)
     assert shard_bytes(again) == shard_bytes(expected)
     parallel = make_plan("d")
-    run_units(parallel, RunOptions(num_threads=1), workers=2)
+    run_units(parallel, RunOptions(workers=2))
     assert shard_bytes(parallel) == shard_bytes(expected)
 
 
@@ -110,7 +117,7 @@ def test_finished_units_are_left_alone_and_damaged_ones_made_again(make_plan):
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.bin")}
     path = folder / "00002-text.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    assert [state.problem is None for state in unit_states(folder)] == [True, True, False]
+    assert [state.problem is None for state in unit_states(load_plan(folder))] == [True, True, False]
     run_units(folder, RunOptions())
     assert shard_bytes(folder) == before
     unchanged = {path.name for path, time in times.items() if path.stat().st_mtime_ns == time}
@@ -119,11 +126,13 @@ def test_finished_units_are_left_alone_and_damaged_ones_made_again(make_plan):
     flipped[5] ^= 1
     path.write_bytes(flipped)
     manifest = folder / "00002-text.json"
-    with pytest.raises(ValueError, match=rf"text\.bin: its SHA-256.*remove {manifest} and preprocess again"):
-        verify_units(folder)
+    (folder / "00000-mixed.spans").unlink()
+    missing, changed = verify_units(folder, workers=2)
+    assert "00000-mixed.spans: missing" in missing
+    assert re.search(rf"text\.bin: its SHA-256.*remove {manifest} and preprocess again", changed)
     manifest.unlink()
     run_units(folder, RunOptions())
-    verify_units(folder)
+    assert verify_units(folder) == []
     assert shard_bytes(folder) == before
 
 
@@ -144,7 +153,7 @@ def test_what_killed_runs_left_is_removed_and_what_others_write_stays(make_plan)
 
 
 def test_a_damaged_code_cache_is_named(make_plan, tmp_path):
-    folder, options = make_plan(), RunOptions(code_cache=tmp_path / "cache")
+    folder, options = make_plan(), RunOptions(code_caches=(tmp_path / "cache",))
     run_units(folder, options, number=0)
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(file.read_bytes()[:4096] + b"\xff" * 8192)
@@ -152,23 +161,19 @@ def test_a_damaged_code_cache_is_named(make_plan, tmp_path):
         run_units(folder, options)
 
 
-def test_a_failed_unit_leaves_nothing_and_the_others_stay(make_plan, raw, monkeypatch):
+def test_a_failed_unit_leaves_its_reason_and_the_others_are_made(make_plan, raw):
     folder = make_plan()
-    write = jobs.run_unit
-
-    def fail_at_the_second(plan, folder, unit, options, report):
-        if unit.name.startswith("00001"):
-            patch.setattr("megachameleon.data.preprocessing.encode_document", lambda *a: 1 / 0)
-        return write(plan, folder, unit, options, report)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(jobs, "run_unit", fail_at_the_second)
-        with pytest.raises(ZeroDivisionError):
-            run_units(folder, RunOptions())
-    names = {path.name.split(".")[0] for path in folder.iterdir() if not path.name.startswith(".")}
-    assert names == {"00000-mixed", "plan"}
-    assert not list(folder.glob(".*"))
-    assert all(state.manifest is not None for state in run_units(folder, RunOptions()))
+    content = (raw / "pairs.tar").read_bytes()
+    (raw / "pairs.tar").write_bytes(content.replace(b"red 7", b"red 8"))
+    with pytest.raises(ValueError, match=r"pairs\.tar: changed since the plan"):
+        run_units(folder, RunOptions())
+    states = list(unit_states(load_plan(folder)))
+    assert [state.state for state in states] == ["finished", "failed", "finished"]
+    assert "pairs.tar: changed" in states[1].problem
+    assert {path.name for path in folder.glob("*00001*")} == {"00001-pairs.failed.txt"} and not list(folder.glob(".*"))
+    (raw / "pairs.tar").write_bytes(content)
+    assert all(state.manifest is not None for state in run_units(folder, RunOptions()).states)
+    assert not list(folder.glob("*.failed.txt"))
 
 
 def test_bad_records_are_set_aside_and_counted(make_plan, raw):
@@ -176,24 +181,26 @@ def test_bad_records_are_set_aside_and_counted(make_plan, raw):
     members |= {"bad.json": "{", "torn.png": png(1)[:60], "torn.txt": "a torn picture"}
     write_tar(raw / "zebra.tar", members)
     folder = make_plan()
-    state = run_units(folder, RunOptions())[-1]
+    state = run_units(folder, RunOptions()).states[-1]
     assert state.manifest.num_documents == 50
     assert state.manifest.quarantined == {"zebra.tar": 2}
     lines = (folder / "00003-zebra.quarantine.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
-    assert (first["file"], first["place"]) == ("zebra.tar", "bad") and "JSON" in first["reason"]
-    assert second["place"] == "torn" and "damaged picture" in second["reason"]
+    assert (first["file"], first["place"]) == ("zebra.tar", "bad, byte 51200") and "JSON" in first["reason"]
+    assert second["place"].startswith("torn, byte ") and "damaged picture" in second["reason"]
     assert len(Dataset.open(folder)) == 121
 
 
 def test_too_many_bad_records_fail_the_unit(make_plan, raw):
     write_jsonl(raw / "text.jsonl", *([{"text": "good"}] * 200), *([b"{"] * 11))
     folder = make_plan()
-    with pytest.raises(ValueError, match=r"11 of 211 records are bad.*text\.jsonl, line 201: not valid JSON"):
+    with pytest.raises(
+        ValueError, match=r"11 of 211 records so far are bad.*text\.jsonl, line 201, byte 3400: not valid JSON"
+    ):
         run_units(folder, RunOptions())
-    (left,) = folder.glob("00002*")
+    (left,) = folder.glob("00002*.jsonl")
     assert left.name == "00002-text.quarantine.jsonl" and len(left.read_text().splitlines()) == 11
-    assert run_units(folder, RunOptions(max_bad=0.1))[-1].manifest.num_documents == 200
+    assert run_units(folder, RunOptions(max_bad=0.1)).states[-1].manifest.num_documents == 200
     write_jsonl(raw / "text.jsonl", b"{", b"}")
     with pytest.raises(ValueError, match=r"2 of 2 records are bad \(.*quarantine\.jsonl; mend the input") as error:
         run_units(make_plan("other"), RunOptions(max_bad=1.0))
@@ -206,8 +213,8 @@ def test_places_and_reasons_of_broken_pictures(make_plan, raw):
     folder = make_plan()
     run_units(folder, RunOptions())
     entry = json.loads((folder / "00002-text.quarantine.jsonl").read_text())
-    assert (entry["file"], entry["place"]) == ("text.jsonl", "line 2")
-    assert entry["reason"].startswith("segments[1]: damaged picture")
+    assert (entry["file"], entry["place"]) == ("text.jsonl", "line 2, byte 17")
+    assert entry["reason"].startswith("segments[1].image_base64: damaged picture")
 
 
 def test_inputs_without_records_are_refused(raw, tmp_path, tokenizer_folder):
@@ -219,7 +226,7 @@ def test_inputs_without_records_are_refused(raw, tmp_path, tokenizer_folder):
             run_units(tmp_path / "out", RunOptions())
     both = [empty, raw / "text.jsonl"]
     plan_preprocessing(both, tmp_path / "both", tokenizer_folder, None, DocumentOptions())
-    assert [s.manifest.num_documents for s in run_units(tmp_path / "both", RunOptions())] == [0, 30]
+    assert [s.manifest.num_documents for s in run_units(tmp_path / "both", RunOptions()).states] == [0, 30]
 
 
 def test_impossible_numbers_and_devices_are_refused(make_plan, monkeypatch):
@@ -229,7 +236,7 @@ def test_impossible_numbers_and_devices_are_refused(make_plan, monkeypatch):
     with pytest.raises(ValueError, match="--units 0: must be at least 1"):
         make_plan(num_units=0)
     with pytest.raises(ValueError, match="--workers 0: must be at least 1"):
-        run_units(make_plan(), RunOptions(), workers=0)
+        run_units(make_plan(), RunOptions(workers=0))
     for share in (-1, float("nan"), 7):
         with pytest.raises(ValueError, match=r"--max-bad .* between 0 and 1"):
             RunOptions(max_bad=share)
@@ -240,53 +247,14 @@ def test_a_broken_plan_says_to_make_it_again(make_plan):
     for content in ("{", "[]", '{"version": 1, "units": 3}'):
         (folder / "plan.json").write_text(content)
         with pytest.raises(ValueError, match=r"plan\.json: .*make the plan again .*--replace"):
-            Plan.load(folder)
+            load_plan(folder)
     make_plan(replace=True)
 
 
 def test_what_another_run_is_making_is_said(make_plan):
     folder = make_plan()
     (folder / f".00002-text.bin.{socket.gethostname()}.{os.getppid()}.tmp").touch()
-    assert [state.problem for state in unit_states(folder)] == ["not run", "not run", "being made by another run"]
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent(how, tmp_path):
-    script = """
-import os, pathlib, sys, time
-from megachameleon.data import jobs
-def sleep(plan, folder, unit, options):
-    pathlib.Path(unit.name).write_text(str(os.getpid()))
-    time.sleep(60)
-class Unit:
-    def __init__(self, name): self.name = name
-if __name__ == "__main__":
-    import signal
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    jobs.run_unit = sleep
-    jobs._run_in_processes(None, None, [Unit("a"), Unit("b")], None, 2, None)
-"""
-    (tmp_path / "script.py").write_text(script)
-    parent = subprocess.Popen(
-        [sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    )
-    files = [tmp_path / "a", tmp_path / "b"]
-    _wait_until(lambda: all(file.exists() and file.read_text() for file in files))
-    parent.send_signal(how)
-    assert parent.wait(timeout=30) == (143 if how == signal.SIGTERM else -9)
-    workers = [int(file.read_text()) for file in files]
-    _wait_until(lambda: not any(_alive(pid) for pid in workers))
-
-
-def _wait_until(condition) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def _alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    assert [state.state for state in unit_states(load_plan(folder))] == ["missing", "missing", "running"]
 
 
 def test_damaged_archives_fail_the_plan_or_give_what_is_whole(make_plan, raw):
@@ -295,14 +263,14 @@ def test_damaged_archives_fail_the_plan_or_give_what_is_whole(make_plan, raw):
     with pytest.raises(ValueError, match=r"pairs\.tar: damaged or truncated.*--allow-damaged-archives"):
         make_plan()
     folder = make_plan(allow_damaged_archives=True)
-    state = run_units(folder, RunOptions())[1]
+    state = run_units(folder, RunOptions()).states[1]
     assert 0 < state.manifest.num_documents < 10
     assert state.manifest.quarantined == {"pairs.tar": 1}
     quarantined = json.loads((folder / "00001-pairs.quarantine.jsonl").read_text())
     assert quarantined == {
         "file": "pairs.tar",
         "place": "end",
-        "reason": "damaged or truncated (unexpected end of data)",
+        "reason": "damaged or truncated (no end mark; the file ends at byte 5,000)",
     }
 
 
@@ -313,7 +281,7 @@ def test_changed_inputs_and_plans_are_refused(make_plan, raw, tokenizer_folder):
         make_plan(options=DocumentOptions(seed=1))
     run_units(folder, RunOptions())
     make_plan(options=DocumentOptions(picture_first=1.0), replace=True)
-    assert {state.problem for state in unit_states(folder)} == {"made by another plan"}
+    assert {state.problem for state in unit_states(load_plan(folder))} == {"made by another plan"}
     run_units(folder, RunOptions())
     dataset = Dataset.open(folder)
     assert all(dataset.image_spans(i)[0, 0] == 1 for i in range(1, 41))
@@ -359,19 +327,17 @@ def test_too_little_disk_is_found_before_work(make_plan, monkeypatch):
 
 def test_languages_filter_and_units_group(make_plan):
     folder = make_plan(options=DocumentOptions(languages=("fr",)), num_units=1)
-    (state,) = run_units(folder, RunOptions())
+    (state,) = run_units(folder, RunOptions()).states
     assert (state.unit.name, state.manifest.num_documents, state.manifest.filtered) == ("00000", 31, 20)
-    assert Plan.load(folder).options.languages == ("fr",)
+    assert load_plan(folder).options.languages == ("fr",)
 
 
 def test_units_share_inputs_evenly_and_in_order():
-    inputs = [
-        PlannedInput(path=f"/x/{i:03d}.txt", bytes=10, sha256="", text_bytes=10, num_pictures=0) for i in range(10)
-    ]
-    units = make_units(inputs, 4)
+    inputs = [PlannedInput(name=f"{i:03d}.txt", bytes=10, sha256="", text_bytes=10, num_pictures=0) for i in range(10)]
+    units = make_units(inputs, count=4)
     assert [len(unit.inputs) for unit in units] == [3, 2, 3, 2]
     assert [item for unit in units for item in unit.inputs] == inputs
-    names = [unit.name for unit in make_units(inputs, None)]
+    names = [unit.name for unit in make_units(inputs)]
     assert names == sorted(names) and names[3] == "00003-003"
 
 

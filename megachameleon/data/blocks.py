@@ -1,0 +1,202 @@
+"""What worker processes do: a batch of raw records becomes a block of ids, with holes where codes have to come.
+
+Nothing here depends on which process does it or on what it did before, so blocks are the same for any number of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from megachameleon.data.documents import Document, DocumentOptions, documents_of
+from megachameleon.data.picture_codes import CodeCaches, code_key
+from megachameleon.data.plan import ORDINAL_BITS
+from megachameleon.data.records import BadRecord, PictureSegment, TextSegment
+from megachameleon.data.sources.beside import found_hash
+from megachameleon.data.sources.raw import RawRecord
+from megachameleon.data.sources.reading import parse_raw
+from megachameleon.tokens.text import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some records of one input that follow each other."""
+
+    input: int
+    """Which of the unit's inputs."""
+    records: Sequence[RawRecord | BadRecord]
+    drop: np.ndarray
+    """Documents to leave out, int64 as in `ORDINAL_BITS`, with records counted from the first of the batch."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Documents of one batch, one after the other."""
+
+    input: int
+    num_records: int
+    position: int
+    """Bytes of the (unpacked) input before its last record."""
+    ids: np.ndarray
+    """[n] in the vocabulary's dtype; each code of a picture is still code 0."""
+    lengths: np.ndarray
+    """Of the documents, int64."""
+    holes: np.ndarray
+    """Where the first code of each picture belongs, int64 [pictures]."""
+    keys: list[str]
+    """Key of each picture, as in `code_key`."""
+    codes: dict[str, np.ndarray]
+    """Codes that a cache knows, by key."""
+    pixels: dict[str, np.ndarray]
+    """The other pictures, prepared, by key: uint8 [3, size, size]."""
+    bad: list[BadRecord] = field(default_factory=list)
+    num_filtered: int = 0
+    num_duplicates: int = 0
+    references: list[tuple[str, str]] = field(default_factory=list)
+    """Names of files beside the input, and the `found_hash` of each, in the order of reading."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockSettings:
+    """What a worker needs to know."""
+
+    tokenizer: Path
+    options: DocumentOptions
+    image_tokenizer: str | None
+    """Fingerprint; None where no picture is expected."""
+    image_size: int
+    """Side of a prepared picture in pixels."""
+    caches: tuple[Path, ...] = ()
+    """Folders to look for codes in."""
+
+
+def make_block_work(settings: BlockSettings) -> Callable[[Batch], Block]:
+    """Load what a worker needs, once."""
+    return _BlockMaker(settings)
+
+
+class _BlockMaker:
+    def __init__(self, settings: BlockSettings) -> None:
+        self._settings = settings
+        self._tokenizer = TextTokenizer.load(settings.tokenizer)
+        self._vocabulary = self._tokenizer.vocabulary
+        self._dtype = np.dtype(self._vocabulary.token_dtype)
+        self._picture = [
+            self._vocabulary.begin_image,
+            *([self._vocabulary.image_code_start] * self._vocabulary.codes_per_image),
+            self._vocabulary.end_image,
+        ]
+        self._caches: CodeCaches | None = None
+        if settings.image_tokenizer is not None and settings.caches:
+            self._caches = CodeCaches(
+                settings.caches, settings.image_tokenizer, self._vocabulary.codes_per_image, read_only=True
+            )
+
+    def __call__(self, batch: Batch) -> Block:
+        references: list[tuple[str, str]] = []
+        last = batch.records[-1]
+        block = Block(
+            input=batch.input,
+            num_records=len(batch.records),
+            position=last.position if isinstance(last, RawRecord) else 0,
+            ids=np.empty(0, self._dtype),
+            lengths=np.empty(0, np.int64),
+            holes=np.empty(0, np.int64),
+            keys=[],
+            codes={},
+            pixels={},
+            references=references,
+        )
+        groups = self._documents(batch, block)
+        broken = self._prepare([picture for _, group in groups for d in group for picture in d.pictures], block)
+        ids: list[int] = []
+        lengths: list[int] = []
+        holes: list[int] = []
+        for place, group in groups:
+            if reason := self._broken(group, broken):
+                block.bad.append(BadRecord("", place, reason))
+                continue
+            for document in group:
+                start = len(ids)
+                self._append(document, ids, holes, block.keys)
+                lengths.append(len(ids) - start)
+        wanted = set(block.keys)
+        block.pixels = {key: pixels for key, pixels in block.pixels.items() if key in wanted}
+        block.ids, block.lengths = np.array(ids, self._dtype), np.array(lengths, np.int64)
+        block.holes = np.array(holes, np.int64)
+        return block
+
+    def close(self) -> None:
+        """Let go of the caches."""
+        if self._caches is not None:
+            self._caches.close()
+
+    def _documents(self, batch: Batch, block: Block) -> list[tuple[str, list[Document]]]:
+        """The documents to write, by place of their records."""
+        drop = set(batch.drop.tolist())
+        groups = []
+        for number, raw in enumerate(batch.records):
+            record = raw if isinstance(raw, BadRecord) else parse_raw(raw, _noted_in(block.references))
+            if isinstance(record, BadRecord):
+                block.bad.append(record)
+                continue
+            documents = documents_of(record, self._settings.options)
+            block.num_filtered += not documents
+            if drop:
+                kept = [d for k, d in enumerate(documents) if number << ORDINAL_BITS | k not in drop]
+                block.num_duplicates += len(documents) - len(kept)
+                documents = kept
+            groups.append((record.origin, documents))
+        return groups
+
+    def _prepare(self, pictures: list[PictureSegment], block: Block) -> dict[str, str]:
+        """Look up or prepare all pictures; returns by key why one cannot be."""
+        if not pictures:
+            return {}
+        from megachameleon.tokens.pictures import prepare_encoded
+
+        if self._settings.image_tokenizer is None:
+            raise ValueError(
+                "the input holds pictures; plan again with --image-tokenizer DIR and --replace, then run again"
+            )
+        exact = self._settings.options.exact_pictures
+        wanted = {code_key(picture, exact): picture for picture in pictures}
+        if self._caches is not None:
+            block.codes = self._caches.get(wanted)
+        broken: dict[str, str] = {}
+        for key, picture in wanted.items():
+            if key not in block.codes:
+                try:
+                    block.pixels[key] = prepare_encoded(
+                        picture.data, picture.origin, self._settings.image_size, fit=picture.fit, exact=exact
+                    )
+                except ValueError as error:
+                    broken[key] = str(error).removeprefix(f"{picture.origin}: ")
+        return broken
+
+    def _broken(self, group: list[Document], broken: dict[str, str]) -> str:
+        if broken:
+            exact = self._settings.options.exact_pictures
+            for picture in (picture for document in group for picture in document.pictures):
+                if (key := code_key(picture, exact)) in broken:
+                    return f"{picture.origin}: {broken[key]}"
+        return ""
+
+    def _append(self, document: Document, ids: list[int], holes: list[int], keys: list[str]) -> None:
+        ids.append(self._vocabulary.bos)
+        for segment in document.segments:
+            if isinstance(segment, TextSegment):
+                ids += self._tokenizer.encode(segment.text)
+            else:
+                holes.append(len(ids) + 1)
+                keys.append(code_key(segment, self._settings.options.exact_pictures))
+                ids += self._picture
+        ids.append(self._vocabulary.eos)
+
+
+def _noted_in(references: list[tuple[str, str]]) -> Callable[[str, bytes | None], None]:
+    def note(name: str, content: bytes | None) -> None:
+        references.append((name, found_hash(content)))
+
+    return note

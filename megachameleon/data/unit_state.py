@@ -1,0 +1,123 @@
+"""Where the units of a plan stand: finished, being made, failed, or still to do; seen from the outside."""
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megachameleon.data.manifest import ShardManifest
+from megachameleon.data.plan import Plan, Unit
+from megachameleon.data.preprocessing import file_records, shard_options
+from megachameleon.data.shard_writer import writers_of
+from megachameleon.data.shards import shard_file
+from megachameleon.files import write_text
+
+LOOKERS = 16
+"""Threads that look at once; a file system over a network answers each of them slowly."""
+RATE_WINDOW = 3600.0
+"""Seconds of the recent past that tell how fast units become finished."""
+
+State = Literal["finished", "running", "failed", "missing", "stale"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """Where a unit stands."""
+
+    unit: Unit
+    state: State
+    problem: str | None
+    """Why it still has to be run; None when it is finished."""
+    manifest: ShardManifest | None
+    """Its manifest when it is finished."""
+    finished_at: float = 0.0
+    """When its manifest was written, in seconds since 1970."""
+
+
+def unit_state(plan: Plan, unit: Unit) -> UnitState:
+    """Where a unit stands, by its manifest and the sizes of its files; `verify` reads them."""
+    prefix = plan.folder / unit.name
+    manifest_path = shard_file(prefix, ".json")
+    try:
+        finished_at = manifest_path.stat().st_mtime
+    except FileNotFoundError:
+        return _unfinished(unit, prefix)
+    try:
+        manifest = ShardManifest.load(manifest_path)
+    except ValueError as error:
+        return UnitState(unit, "stale", str(error), None)
+    problem = _contradiction(plan, unit, manifest) or _wrong_size(prefix, manifest)
+    if problem:
+        return UnitState(unit, "stale", problem, None)
+    return UnitState(unit, "finished", None, manifest, finished_at)
+
+
+def unit_states(plan: Plan, units: Iterable[Unit] | None = None) -> Iterator[UnitState]:
+    """Where units stand, in order; all of the plan by default.
+
+    Raises:
+        ValueError: a damaged plan.
+    """
+    with ThreadPoolExecutor(LOOKERS) as threads:
+        yield from threads.map(lambda unit: unit_state(plan, unit), plan.units() if units is None else units)
+
+
+def note_failure(folder: Path, unit: Unit, reason: str) -> None:
+    """Leave word of why a unit failed, for `status`."""
+    write_text(_failure_file(folder / unit.name), f"{reason}\n")
+
+
+def forget_failure(folder: Path, unit: Unit) -> None:
+    """Remove what `note_failure` left."""
+    _failure_file(folder / unit.name).unlink(missing_ok=True)
+
+
+def bytes_per_second(states: Iterable[UnitState]) -> float | None:
+    """Input bytes of the units that became finished within the last hour of work, by the time that took."""
+    finished = sorted((s.finished_at, s.unit.bytes) for s in states if s.manifest is not None)
+    recent = [item for item in finished if item[0] >= finished[-1][0] - RATE_WINDOW]
+    seconds = recent[-1][0] - recent[0][0] if recent else 0.0
+    return sum(size for _, size in recent[1:]) / seconds if seconds >= 1 else None
+
+
+def since(timestamp: float) -> float:
+    """Seconds since a time."""
+    return max(0.0, time.time() - timestamp)
+
+
+def _unfinished(unit: Unit, prefix: Path) -> UnitState:
+    if writers := writers_of(prefix):
+        return UnitState(unit, "running", f"being made by another run ({writers[0]})", None)
+    try:
+        reason = _failure_file(prefix).read_text(encoding="utf-8").strip()
+        return UnitState(unit, "failed", reason, None)
+    except FileNotFoundError:
+        return UnitState(unit, "missing", "not run", None)
+
+
+def _contradiction(plan: Plan, unit: Unit, manifest: ShardManifest) -> str | None:
+    if manifest.inputs != file_records(unit) or manifest.options != shard_options(plan):
+        return "made by another plan"
+    if manifest.duplicates > sum(item.num_duplicates for item in unit.inputs):
+        return "made by another plan"
+    if (manifest.tokenizer, manifest.image_tokenizer) != (plan.tokenizer_fingerprint, plan.image_tokenizer_fingerprint):
+        return "made with other tokenizers"
+    return None
+
+
+def _wrong_size(prefix: Path, manifest: ShardManifest) -> str | None:
+    for suffix, record in manifest.files.items():
+        path = shard_file(prefix, suffix)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return f"{path}: missing"
+        if size != record.bytes:
+            return f"{path}: {size:,} bytes, but the manifest says {record.bytes:,}"
+    return None
+
+
+def _failure_file(prefix: Path) -> Path:
+    return shard_file(prefix, ".failed.txt")
