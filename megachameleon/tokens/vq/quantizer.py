@@ -116,7 +116,8 @@ class Codebook(nn.Module):
 
 def _by_weight(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """`n` places int64 in weights [N], drawn in proportion to them."""
-    return torch.multinomial(weights.cpu() + 1e-9, n, replacement=True, generator=generator).to(weights.device)
+    finite = torch.nan_to_num(weights.cpu(), nan=0.0, posinf=0.0) + 1e-9  # what diverges is noticed where it is logged
+    return torch.multinomial(finite, n, replacement=True, generator=generator).to(weights.device)
 
 
 def _rows(vectors: Tensor, places: Tensor) -> Tensor:

@@ -164,6 +164,8 @@ class _Run:
         self._share_quarantine()
         if self.main:
             state = self.trainer.state()
+            sums = {name: float(tensor.sum(dtype=torch.float64)) for name, tensor in state.items()}
+            _require_finite(sums, progress.step)
             write_checkpoint(self.job.output, self.job.flags, self.feed.fingerprint, progress, state)
 
     def _finish(self, progress: Progress) -> None:
