@@ -5,6 +5,7 @@ the number of positions.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -93,9 +94,16 @@ def apportion(weights: Sequence[int], count: int) -> list[int]:
     Halving the list keeps both: each share is within half the depth of the tree of the exact one. It is exact where all
     shares are whole, so a count of sum(weights) gives the weights.
     """
-    if len(weights) == 1:
-        return [count]
-    middle = len(weights) // 2
-    left, total = sum(weights[:middle]), sum(weights)
-    first = (2 * count * left + total) // (2 * total) if total else 0
-    return apportion(weights[:middle], first) + apportion(weights[middle:], count - first)
+    before = [0, *accumulate(weights)]
+    shares = [0] * len(weights)
+    waiting = [(0, len(weights), count)]
+    while waiting:
+        start, end, share = waiting.pop()
+        if end - start == 1:
+            shares[start] = share
+            continue
+        middle = (start + end) // 2
+        left, total = before[middle] - before[start], before[end] - before[start]
+        first = (2 * share * left + total) // (2 * total) if total else 0
+        waiting += ((start, middle, first), (middle, end, share - first))
+    return shares

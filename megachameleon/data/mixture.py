@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import gcd, lcm
 from typing import Literal, Protocol
 
-BISECTIONS = 100
+BISECTIONS = 70
 GRID = Decimal(1).scaleb(-15)
 
 
@@ -84,7 +84,7 @@ def tilted(
             f"{where}: {target} cannot be reached, because the shares of picture tokens of the stage's datasets lie "
             f"between {float(low):.4f} and {float(high):.4f}; choose a target between them, or add a dataset"
         )
-    with localcontext(Context(prec=40)):
+    with localcontext(Context(prec=30)):
         aim = Decimal(target)
         given = {name: _decimal(weight / sum(weights.values())) for name, weight in weights.items()}
         share = {name: _decimal(value) for name, value in shares.items()}

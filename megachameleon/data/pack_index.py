@@ -115,7 +115,7 @@ class PackIndex:
 
     def _entry(self, line: str, counts: list[int]) -> ShardEntry:
         pack, _, name = line.partition(" ")
-        if Path(name).name != name or name in ("", ".", ".."):
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise self._damaged(f"{name!r} is not the name of a shard")
         return ShardEntry(name, pack, counts)
 
