@@ -32,7 +32,7 @@ def test_strips_compute_what_the_plain_encoder_does(monkeypatch, height):
     assert strip_height(48, 32) == height
     network = make_network()
     with torch.inference_mode():
-        plain, ours = network.encode(pixels(2)), StripEncoder(network)(pixels(2))
+        plain, ours = network.encode(pixels(2)), StripEncoder(network, CONFIG)(pixels(2))
     assert ours.shape == plain.shape
     assert (ours - plain).abs().max() < 1e-5 * plain.abs().max()
 
@@ -40,7 +40,7 @@ def test_strips_compute_what_the_plain_encoder_does(monkeypatch, height):
 def test_bf16_is_about_as_near_as_autocast():
     network = make_network()
     with torch.inference_mode():
-        exact, ours = network.encode(pixels(2)), StripEncoder(network, torch.bfloat16)(pixels(2))
+        exact, ours = network.encode(pixels(2)), StripEncoder(network, CONFIG, torch.bfloat16)(pixels(2))
         with torch.autocast("cpu", torch.bfloat16):
             theirs = network.encode(pixels(2)).float()
     distance, allowed = (ours - exact).square().mean(), (theirs - exact).square().mean()
@@ -50,7 +50,7 @@ def test_bf16_is_about_as_near_as_autocast():
 
 def test_moments_are_those_of_the_whole():
     values = torch.randn(10, 7, 32, generator=torch.Generator().manual_seed(0)) + 100  # far from zero
-    activation = Activation.empty(10, 7, 32)
+    activation = Activation(torch.empty(10, 7, 32))
     for top in range(0, 10, 3):
         activation.put(top, values[top : top + 3])
     assert torch.equal(activation.values, values)

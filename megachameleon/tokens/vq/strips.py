@@ -5,15 +5,24 @@ and asks the system for fresh pages each time. Here all that stands between two 
 while it is in the cache. A group norm needs the moments of the whole activation: they are gathered as it is made.
 """
 
+import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megachameleon.tokens.vq.vqgan import NORM_EPSILON, NORM_GROUPS, VQGAN, Attention, Downsample, Level, ResidualBlock
+from megachameleon.tokens.vq.vqgan import (
+    NORM_EPSILON,
+    NORM_GROUPS,
+    VQGAN,
+    Attention,
+    Downsample,
+    Level,
+    ResidualBlock,
+    VQGANConfig,
+)
 
 STRIP_BYTES = 2**21
 """Of fp32 activations: a strip and what is made of it stay in the caches of one core."""
@@ -21,25 +30,25 @@ STRIP_BYTES = 2**21
 Rows = Callable[[Tensor], Tensor]
 
 
-@dataclass
 class Activation:
-    """Values fp32 [rows, columns, channels] of one picture, with each channel's moments over them, in fp64."""
+    """Values fp32 [rows, columns, channels] of one picture, with each channel's moments over them.
 
-    values: Tensor
-    mean: Tensor
-    deviations: Tensor
-    """Sum of squared deviations from the mean."""
-    count: int = 0
+    Args:
+        values: to be filled, by `put`.
+    """
 
-    @classmethod
-    def empty(cls, rows: int, columns: int, channels: int) -> "Activation":
-        """To be filled with `put`."""
-        zeros = torch.zeros(2, channels, dtype=torch.float64)
-        return cls(torch.empty(rows, columns, channels), zeros[0], zeros[1])
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.count = values, 0
+        self.mean, self.deviations = torch.zeros(2, values.shape[2], dtype=torch.float64)
+        """fp64 [channels]; sums of squared deviations from the mean."""
 
-    def put(self, top: int, strip: Tensor) -> None:
-        """Store rows from `top` on, and add them to the moments (Chan et al., 1979)."""
-        self.values[top : top + len(strip)] = strip
+    def put(self, top: int, *terms: Tensor) -> None:
+        """Store one strip, or the sum of two, as the rows from `top` on; its moments are added (Chan et al., 1979)."""
+        strip = self.values[top : top + len(terms[0])]
+        if len(terms) == 2:
+            torch.add(*terms, out=strip)
+        else:
+            strip.copy_(terms[0])
         positions = strip.flatten(0, 1)
         mean = positions.mean(0)
         deviations = (positions - mean).square_().sum(0)
@@ -57,17 +66,21 @@ class StripEncoder:
         dtype: of what the 3x3 convolutions multiply, float32 or bfloat16; all else is fp32.
     """
 
-    def __init__(self, network: VQGAN, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, network: VQGAN, config: VQGANConfig, dtype: torch.dtype = torch.float32) -> None:
         self._encoder, self._quant_conv, self._dtype = network.encoder, network.quant_conv, dtype
         self._weights = {
-            module: (module.weight.to(dtype), module.bias.to(dtype))
+            module: (module.weight.to(dtype).contiguous(memory_format=torch.channels_last), module.bias.to(dtype))
             for module in network.encoder.modules()
             if isinstance(module, nn.Conv2d) and module.bias is not None
         }
+        # Fresh memory costs a tenth of all the time; the lock keeps a second thread out of these two.
+        largest = max(c * (config.image_size >> level) ** 2 for level, c in enumerate(config.channels))
+        self._buffers, self._lock = torch.empty(2, largest), threading.Lock()
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, S, S] in -1..1 to vectors [B, code_dim, grid, grid]."""
-        return torch.cat([self._encode(picture.permute(1, 2, 0)) for picture in pixels])
+        with self._lock:
+            return torch.cat([self._encode(picture.permute(1, 2, 0)) for picture in pixels])
 
     def _encode(self, picture: Tensor) -> Tensor:
         encoder = self._encoder
@@ -94,33 +107,43 @@ class StripEncoder:
         shortcut: nn.Module | None = None,
         x: Activation | None = None,
     ) -> Activation:
-        """conv(before(values)), to which shortcut(x) is added."""
+        """conv(before(values)), to which shortcut(x) is added, in the place of x if it has the size."""
         rows, columns, _ = values.shape
-        made = Activation.empty(rows, columns, conv.out_channels)
+        if x is None:
+            made = Activation(self._room(rows, columns, conv.out_channels, beside=values))
+        else:
+            made = Activation(x.values if x.values.shape == values.shape else torch.empty_like(values))
         height = strip_height(columns, max(conv.in_channels, conv.out_channels))
         for top in range(0, rows, height):
             bottom = min(top + height, rows)
             strip = before(values[max(top - 1, 0) : bottom + 1])
-            strip = F.pad(strip, (0, 0, 0, 0, int(top == 0), int(bottom == rows)))
-            result = to_rows(F.conv2d(to_planes(strip), *self._weights[conv], padding=(0, 1))).float()
+            if top == 0 or bottom == rows:
+                strip = F.pad(strip, (0, 0, 0, 0, int(top == 0), int(bottom == rows)))
+            terms = [to_rows(F.conv2d(to_planes(strip), *self._weights[conv], padding=(0, 1)))]
             if shortcut is not None and x is not None:
-                result += to_rows(shortcut(to_planes(x.values[top:bottom])))
-            made.put(top, result)
+                terms.append(to_rows(shortcut(to_planes(x.values[top:bottom]))))
+            made.put(top, *terms)
         return made
 
     def _downsample(self, conv: nn.Conv2d, values: Tensor) -> Activation:
         rows, columns, channels = values.shape
-        made = Activation.empty(rows // 2, columns // 2, channels)
+        made = Activation(self._room(rows // 2, columns // 2, channels, beside=values))
         height = strip_height(columns, channels)
         for top in range(0, rows // 2, height):
             strip = self._cast(values[2 * top : 2 * (top + height) + 1])
             strip = F.pad(strip, (0, 0, 0, 1, 0, 1))  # a stride of 2 reaches the row below in the last strip only
-            made.put(top, to_rows(F.conv2d(to_planes(strip), *self._weights[conv], stride=2)).float())
+            made.put(top, to_rows(F.conv2d(to_planes(strip), *self._weights[conv], stride=2)))
         return made
+
+    def _room(self, rows: int, columns: int, channels: int, beside: Tensor) -> Tensor:
+        """The buffer in which `beside` does not lie."""
+        start = self._buffers.data_ptr()
+        buffer = self._buffers[1 if beside.data_ptr() == start else 0]
+        return buffer[: rows * columns * channels].view(rows, columns, channels)
 
     def _attend(self, attention: Attention, x: Activation) -> Activation:
         values = to_rows(attention(to_planes(x.values)))
-        made = Activation.empty(*values.shape)
+        made = Activation(torch.empty_like(values))
         made.put(0, values)
         return made
 

@@ -60,8 +60,8 @@ class ImageTokenizer:
         self.precision = precision
         """`fp32` or `bf16`."""
         self._strips: StripEncoder | None = None
-        if isinstance(network, VQGAN) and self.device.type == "cpu":
-            self._strips = StripEncoder(network, torch.bfloat16 if precision == "bf16" else torch.float32)
+        if isinstance(network, VQGAN) and isinstance(config, VQGANConfig) and self.device.type == "cpu":
+            self._strips = StripEncoder(network, config, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.can_decode = _has_decoder(network)
         """False where the weights came without a decoder: it makes codes, but cannot draw them."""
         self.encode_batch = _batch(config, self.device)
