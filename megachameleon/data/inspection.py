@@ -53,7 +53,7 @@ def write_page(
     """Write a self-contained HTML page with counts and a few documents, spread evenly over the dataset.
 
     Args:
-        image_tokenizer: None shows a mark in the place of each picture.
+        image_tokenizer: None, or one without a decoder, shows a mark in the place of each picture.
 
     Raises:
         ValueError: the dataset was made with other tokenizers.
@@ -95,7 +95,7 @@ def _text(text: str) -> str:
 
 
 def _picture(ids: np.ndarray, dataset: Dataset, image_tokenizer: "ImageTokenizer | None") -> str:
-    if image_tokenizer is None:
+    if image_tokenizer is None or not image_tokenizer.can_decode:
         return "<p>[picture]</p>"
     from PIL import Image
 

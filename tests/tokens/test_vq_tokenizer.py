@@ -1,15 +1,29 @@
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from megachameleon.files import sha256_of
 from megachameleon.tokens.vq import ImageTokenizer
 from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
 from megachameleon.tokens.vq.quantizer import Codebook
 from megachameleon.tokens.vq.tokenizer import PATCH_BATCH, flatten, save_image_tokenizer, to_float, to_uint8, unflatten
+from megachameleon.tokens.vq.vqgan import VQGAN, VQGANConfig
 
 CONFIG = PatchConfig(
     image_size=16, grid=4, code_dim=8, fine_channels=8, coarse_channels=8, encoder_blocks=1, decoder_blocks=1
+)
+
+VQGAN_CONFIG = VQGANConfig(
+    image_size=16,
+    base_channels=32,
+    channel_multipliers=(1, 1),
+    num_res_blocks=1,
+    latent_channels=8,
+    code_dim=8,
+    num_codes=12,
 )
 
 
@@ -110,3 +124,89 @@ def test_impossible_shapes_are_refused():
         PatchConfig(image_size=60, grid=8)
     with pytest.raises(ValueError, match="code_dim=0"):
         PatchConfig(code_dim=0)
+
+
+@pytest.fixture(params=["patch", "vqgan"])
+def any_folder(request, tmp_path):
+    torch.manual_seed(0)
+    config, network = (
+        (CONFIG, PatchAutoencoder(CONFIG)) if request.param == "patch" else (VQGAN_CONFIG, VQGAN(VQGAN_CONFIG))
+    )
+    codebook = Codebook(12, config.code_dim)
+    codebook.codes.normal_(std=0.1)
+    save_image_tokenizer(tmp_path, config, network, codebook, {})
+    return tmp_path
+
+
+def test_codes_do_not_depend_on_the_company(any_folder):
+    tokenizer = ImageTokenizer.load(any_folder)
+    pictures = torch.randint(0, 256, (PATCH_BATCH + 2, 3, 16, 16), dtype=torch.uint8)
+    together = tokenizer.encode(pictures)
+    assert len(together.unique()) > 3
+    assert torch.equal(together, torch.cat([tokenizer.encode(picture[None]) for picture in pictures]))
+    assert torch.equal(together.flip(0), tokenizer.encode(pictures.flip(0)))
+
+
+def test_a_vqgan_takes_few_pictures_at_once_on_a_cpu(any_folder):
+    network = json.loads((any_folder / "image_tokenizer.json").read_text())["network"]
+    assert ImageTokenizer.load(any_folder).encode_batch == {"patch": PATCH_BATCH, "vqgan": 1}[network]
+
+
+def test_both_networks_draw_what_they_are_told(any_folder):
+    tokenizer = ImageTokenizer.load(any_folder)
+    codes = torch.randint(0, 12, (3, tokenizer.codes_per_image))
+    pictures = tokenizer.decode(codes)
+    assert tokenizer.can_decode and pictures.shape == (3, 3, 16, 16) and pictures.dtype == torch.uint8
+    assert torch.equal(pictures[1:2], tokenizer.decode(codes[1:2])) and not torch.equal(pictures[0], pictures[1])
+
+
+def test_folders_from_before_precisions_are_read_alike(folder):
+    path = folder / "image_tokenizer.json"
+    pictures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    codes = ImageTokenizer.load(folder).encode(pictures)
+    header = json.loads(path.read_text())
+    assert header.pop("precision") == "fp32" and header.pop("can_decode") is True
+    path.write_text(json.dumps(header))
+    old = ImageTokenizer.load(folder)
+    assert (old.precision, old.can_decode) == ("fp32", True) and torch.equal(old.encode(pictures), codes)
+
+
+def test_tf32_is_off_while_it_computes_and_as_it_was_afterwards(folder, monkeypatch):
+    seen = []
+
+    def watch(self, pixels):
+        seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        return encode(self, pixels)
+
+    encode = PatchAutoencoder.encode
+    monkeypatch.setattr(PatchAutoencoder, "encode", watch)
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    ImageTokenizer.load(folder).encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    assert seen == [("ieee", "ieee")] and before[0] == "tf32"
+    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "fp8"}, "precision 'fp8' is unknown"),
+        ({"network": "other"}, "network 'other' is unknown"),
+        ({"network": "vqgan"}, "does not describe"),
+        ({"num_codes": 13}, "not the weights"),
+        ({"config": asdict(CONFIG) | {"code_dim": 9}}, "not the weights"),
+    ],
+)
+def test_headers_that_do_not_fit_are_refused(folder, change, message):
+    path = folder / "image_tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        ImageTokenizer.load(folder)
+
+
+def test_weights_of_another_dtype_are_refused(folder):
+    weights, path = folder / "image_tokenizer.safetensors", folder / "image_tokenizer.json"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights)
+    header = json.loads(path.read_text()) | {"weights_sha256": sha256_of(weights)}
+    path.write_text(json.dumps(header))
+    with pytest.raises(ValueError, match="not all of them are fp32"):
+        ImageTokenizer.load(folder)

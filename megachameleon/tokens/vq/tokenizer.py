@@ -264,6 +264,8 @@ def _parse_header(header: Any, path: Path) -> _Header:
         )
         if parsed.precision not in PRECISIONS:
             raise ValueError(f"precision {parsed.precision!r} is unknown to this version")
+        if isinstance(parsed.config, VQGANConfig) and parsed.config.num_codes != parsed.num_codes:
+            raise ValueError(f"num_codes {parsed.num_codes}, but {parsed.config.num_codes} in config")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: does not describe an image tokenizer ({error}); train it again") from None
     return parsed
