@@ -46,9 +46,7 @@ def _text(arguments: argparse.Namespace) -> None:
 
     tokenizer = import_text_tokenizer(arguments.source, arguments.output)
     vocabulary = tokenizer.vocabulary
-    print(
-        f"{arguments.output}: {vocabulary.size:,} ids, {vocabulary.num_text_ids:,} of them text, from {arguments.source}"
-    )
+    print(f"{arguments.output}: {vocabulary.size:,} ids, {vocabulary.num_text_ids:,} of them text")
 
 
 def _image(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ EXAMPLES = """\
       --num-codes 512 --grid 8x8
   # Chameleon's layout: 65,536 ids, of which 8,192 are picture codes and 49,152 text
   python tools/train_text_tokenizer.py --input text.jsonl pairs.tar --output tokenizers/text --layout chameleon
+  # the same as byte-level BPE, the kind of Chameleon's release
+  python tools/train_text_tokenizer.py --input text.jsonl --output tokenizers/text --layout chameleon --kind byte-level
 """
 
 
@@ -21,7 +23,13 @@ def parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__ or "", EXAMPLES)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="raw sources (see the data guide): files, folders, patterns or URLs")
-    add("--output", type=Path, required=True, help="folder for text.model, vocabulary.json and tokenizer.json")
+    add("--output", type=Path, required=True, help="folder for the model, vocabulary.json and tokenizer.json")
+    add(
+        "--kind",
+        choices=["sentencepiece", "byte-level"],
+        default="sentencepiece",
+        help="sentencepiece BPE, or byte-level BPE of the tokenizers library (default %(default)s)",
+    )
     layout = parser.add_mutually_exclusive_group(required=True)
     layout.add_argument("--layout", choices=["chameleon"], help="a published layout")
     layout.add_argument(
@@ -32,7 +40,12 @@ def parser() -> argparse.ArgumentParser:
     add("--num-codes", type=int, default=8192, help="picture codes, with --vocab-size (default %(default)s)")
     add("--grid", type=_grid, default=(32, 32), help="rows x columns of codes in a picture (default 32x32)")
     add("--max-megabytes", type=float, default=200.0, help="text to train on; more is sampled (default %(default)s)")
-    add("--character-coverage", type=float, default=0.9999, help="other characters become bytes (default %(default)s)")
+    add(
+        "--character-coverage",
+        type=float,
+        default=0.9999,
+        help="of sentencepiece: other characters become bytes (default %(default)s)",
+    )
     return parser
 
 
@@ -54,9 +67,13 @@ def main(arguments: argparse.Namespace) -> None:
     texts = sample_texts(_texts(find_sources(arguments.input)), int(arguments.max_megabytes * 1e6))
     with progress_bar("training the text tokenizer", None) as bar:
         bar.note(f"{sum(map(len, texts)) / 1e6:.1f} M characters")
-        tokenizer = train_text_tokenizer(
-            texts, vocabulary, arguments.output, character_coverage=arguments.character_coverage
-        )
+        if arguments.kind == "byte-level":
+            from megachameleon.tokens.text.byte_level_training import train_byte_level
+
+            tokenizer = train_byte_level(texts, vocabulary, arguments.output)
+        else:
+            coverage = arguments.character_coverage
+            tokenizer = train_text_tokenizer(texts, vocabulary, arguments.output, character_coverage=coverage)
     sample = texts[:2000]
     rate = sum(len(text.encode()) for text in sample) / max(1, sum(len(tokenizer.encode(text)) for text in sample))
     print(

@@ -1,7 +1,6 @@
 """Training a byte-level BPE with the splitting of Chameleon's release, in the form of its text_tokenizer.json."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,7 @@ def train_byte_level(texts: Sequence[str], vocabulary: Vocabulary, folder: Path)
     trainer = trainers.BpeTrainer(
         vocab_size=wanted,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=sys.stderr.isatty(),
+        show_progress=False,
     )
     trained.train_from_iterator((text.encode(errors="replace").decode() for text in texts), trainer, len(texts))
     if (possible := trained.get_vocab_size()) < wanted:

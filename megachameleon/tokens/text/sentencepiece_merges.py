@@ -2,8 +2,7 @@
 
 sentencepiece scores pieces, whichever two parts make them; others rank pairs of parts. One pair a piece is enough:
 where a piece arises in a text, no merge has crossed its ends, so what happened between them is what happens in the
-piece alone, and its last two parts are the same everywhere. Ranking all pairs would break ties that sentencepiece
-leaves to the order in the text.
+piece alone, and its last two parts are the same everywhere.
 """
 
 from itertools import pairwise

@@ -3,18 +3,24 @@
 import hashlib
 import io
 import re
+import string
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import sentencepiece
 
-from megachameleon.tokens.text.sentencepiece_engine import SentencePieceEngine
+from megachameleon.tokens.text.sentencepiece_engine import SPACE_MARK, SentencePieceEngine
 from megachameleon.tokens.text.tokenizer import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 MAX_SENTENCE_BYTES = 16_384
-OWN_PIECES = ("\n", "\t")
-"""Characters that are always one id and never merge."""
+CUT = "\x1f"
+"""Tells the trainer where no piece may cross; it is taken out of the text."""
+OWN_PIECES = ("\n", "\t", SPACE_MARK * 2, SPACE_MARK * 4)
+"""What always stands alone: newlines, tabs, and spaces in twos and fours, the longest first."""
 FIXED_PIECES = 1 + 256 + len(OWN_PIECES)
 """Pieces that every model has: unknown, bytes and own pieces."""
 
@@ -44,8 +50,9 @@ def train_text_tokenizer(
 ) -> TextTokenizer:
     """Train BPE on `texts` to fill the text ids of `vocabulary`, and write the tokenizer folder.
 
-    Whitespace is kept, digits never merge, other characters than the covered ones are spelled in bytes. The same texts
-    give the same bytes.
+    Text is cut as in Chameleon's release: digits, punctuation, tabs and newlines stand alone, spaces stand in fours and
+    twos, a last one before its word. Other characters than the covered ones are spelled in bytes. The same texts give
+    the same bytes.
 
     Args:
         character_coverage: share of the text's characters that get a piece of their own.
@@ -76,6 +83,7 @@ def train_text_tokenizer(
             allow_whitespace_only_pieces=True,
             split_digits=True,
             user_defined_symbols=list(OWN_PIECES),
+            pretokenization_delimiter=CUT,
             unk_id=0,
             bos_id=-1,
             eos_id=-1,
@@ -94,11 +102,23 @@ def train_text_tokenizer(
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines without their ends, cut to what the trainer accepts."""
-    longest = MAX_SENTENCE_BYTES // 4
+    """Lines without their ends, with marks where no piece may cross, cut to what the trainer accepts."""
+    longest = MAX_SENTENCE_BYTES // 6  # four bytes a character and two marks
+    cuts = _cuts()
     for text in texts:
-        for line in text.encode(errors="replace").decode().replace("\0", "").splitlines():
-            yield from (line[start : start + longest] for start in range(0, len(line), longest))
+        for line in text.encode(errors="replace").decode().splitlines():
+            for start in range(0, len(line), longest):
+                yield line[start : start + longest].translate(cuts)
+
+
+@cache
+def _cuts() -> dict[int, str]:
+    """For `str.translate`: digits and punctuation between marks, and what the trainer cannot read taken out.
+
+    Punctuation and digits are those of the `tokenizers` library: all of ASCII's symbols, and Unicode's P* and N*.
+    """
+    symbols = {*string.punctuation, *(c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] in "PN")}
+    return {**{ord(c): f"{CUT}{c}{CUT}" for c in symbols}, ord(CUT): "", 0: ""}
 
 
 def _too_many_or_too_few(message: str, vocabulary: Vocabulary) -> ValueError:

@@ -1,0 +1,54 @@
+"""tools/import_tokenizer.py as a user calls it."""
+
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests/tokens"))
+
+from release_files import write_release  # noqa: E402
+
+from megachameleon.tokens.text import TextTokenizer  # noqa: E402
+
+
+@pytest.fixture
+def call(monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["import_tokenizer.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "tools/import_tokenizer.py"), run_name="__main__")
+
+    return run
+
+
+def test_a_release_goes_in_and_comes_out_with_the_same_ids(call, tmp_path, capsys):
+    from tokenizers import Tokenizer
+
+    source = write_release(tmp_path / "text_tokenizer.json")
+    call("text", source, "--output", tmp_path / "ours")
+    assert "65,536 ids, 49,152 of them text" in capsys.readouterr().out
+    call("export", tmp_path / "ours", "--output", tmp_path / "hf")
+    text = "<s> the self 2024\n"
+    library = Tokenizer.from_file(str(tmp_path / "hf/tokenizer.json"))
+    assert library.encode(text).ids == [0, *TextTokenizer.load(tmp_path / "ours").encode(text)]
+
+
+@pytest.mark.parametrize("command", ["text", "image", "export"])
+def test_a_missing_source_is_one_line(call, command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        call(command, tmp_path / "nowhere", "--output", tmp_path / "out")
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "nowhere" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_examples_of_help_are_understood():
+    tool = runpy.run_path(str(ROOT / "tools/import_tokenizer.py"))
+    examples = [line for line in tool["EXAMPLES"].splitlines() if "python" in line]
+    assert len(examples) == 3
+    for line in examples:
+        tool["parser"]().parse_args(shlex.split(line)[2:])
