@@ -181,14 +181,15 @@ def _attributes(kind: bytes, content: bytes, position: int) -> dict[str, str]:
     if kind in _LONG_NAME:
         return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     values: dict[str, str] = {}
-    while content.strip(b"\0"):
-        digits = content.partition(b" ")[0]
+    content, done = content.rstrip(b"\0"), 0
+    while done < len(content):
+        digits = content[done : done + 8].partition(b" ")[0]
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
-        key, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals or length > len(content):
+        key, equals, value = content[done + len(digits) + 1 : done + length - 1].partition(b"=")
+        if not equals or not len(digits) < length <= len(content) - done:
             raise tarfile.ReadError(f"damaged attributes at byte {position:,}")
         values[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        content = content[length:]
+        done += length
     if not (size := values.get("size", "0")).isdecimal() or len(size) > 20:
         raise tarfile.ReadError(f"damaged attributes at byte {position:,}")
     return values

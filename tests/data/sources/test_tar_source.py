@@ -1,19 +1,17 @@
-import base64
 import gzip
 import io
-import pickle
 import tarfile
 
 import pytest
-from raw_sources import png, write_jsonl, write_tar
+from raw_sources import png, write_tar
 
-from megachameleon.data.records import BadRecord, Caption, CaptionedRecord, PictureSegment, SegmentsRecord, TextSegment
+from megachameleon.data.records import BadRecord, Caption, CaptionedRecord, PictureSegment
 from megachameleon.data.sources import (
     DamagedArchiveError,
-    base_name,
-    find_sources,
+    raw,
     read_source,
     survey_source,
+    tar,
     texts_of,
 )
 from megachameleon.data.sources.tar import split_name
@@ -135,108 +133,80 @@ def test_damaged_headers_and_gzips_are_errors(tmp_path):
             list(read_source(tmp_path / "b.jsonl.gz"))
 
 
-def test_pictures_of_jsonl_are_counted_where_they_count(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(1))
-    lines = [
-        {"segments": [{"text": '"image": no'}, {"image": "a.png"}, {"image_base64": "AAAA"}]},
-        {"text": "a text", "images": "metadata.png"},
-        {"segments": [{"image": "a.png", "text": "malformed"}]},
-        b'{"image',
-    ]
-    assert survey_source(write_jsonl(tmp_path / "a.jsonl", *lines)).num_pictures == 2
-
-
-def test_damage_is_told_across_processes(tmp_path):
-    error = DamagedArchiveError(tmp_path / "a.tar", "no end")
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
-
-
-def test_jsonl_records(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/x.png").write_bytes(png(5))
-    inline = base64.b64encode(png(6)).decode()
-    segments = [{"text": "a"}, {"image": "pictures/x.png"}, {"image_base64": inline}]
-    path = write_jsonl(tmp_path / "a.jsonl", {"text": "plain"}, b"", {"segments": segments})
-    plain, interleaved = read_source(path)
-    assert plain == SegmentsRecord("line 1, byte 0", (TextSegment("plain"),))
-    assert [s.data for s in interleaved.segments[1:]] == [png(5), png(6)]
-    packed = tmp_path / "b.jsonl.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes().splitlines()[0]))
-    assert [texts_of(record) for record in read_source(packed)] == [["plain"]]
-
-
-def test_bad_jsonl_lines_cost_one_record_each(tmp_path):
-    (tmp_path / "inside").mkdir()
-    (tmp_path / "secret.png").write_bytes(png(1))
-    (tmp_path / "inside/link.png").symlink_to(tmp_path / "secret.png")
-    lines = [
-        b"{",
-        b'{"text": "\xff"}',
-        {"text": ""},
-        {"text": 5},
-        {"html": "x"},
-        b"[1]",
-        {"segments": []},
-        {"segments": [{"image": "../secret.png"}]},
-        {"segments": [{"image": "link.png"}]},
-        {"segments": [{"image": "/etc/passwd"}]},
-        {"segments": [{"image": "gone.png"}]},
-        {"segments": [{"image_base64": "***"}]},
-        b"[" * 100_000,
-        {"text": "fine"},
-    ]
-    expected = ["JSON", "UTF-8", "empty", "text is a number, not text", "unknown form", "not an object", "not a list"]
-    expected += ["outside", "outside", "outside", "no such file", "not base64", "nested too deeply", None]
-    for reason, part in zip(reasons(write_jsonl(tmp_path / "inside/a.jsonl", *lines)), expected, strict=True):
-        assert reason is part is None or part in reason
-
-
-def test_places_of_bad_records(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", {"text": "x"}, b"{")
-    assert [r.place for r in read_source(path) if isinstance(r, BadRecord)] == ["line 2, byte 14"]
-    path = write_tar(tmp_path / "a.tar", {"x.txt": "x", "folder/key.json": "{"})
-    assert [r.place for r in read_source(path) if isinstance(r, BadRecord)] == ["folder/key, byte 1024"]
-    (tmp_path / "a.txt").write_bytes(b"ab\xff")
-    assert list(read_source(tmp_path / "a.txt")) == [BadRecord("a.txt", "byte 0", "not valid UTF-8 (at its byte 2)")]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tar"])
-def test_a_byte_order_mark_costs_nothing(tmp_path, name):
-    mark, path = b"\xef\xbb\xbf", tmp_path / name
-    if name == "a.tar":
-        write_tar(path, {"x.txt": mark + b"one", "y.json": mark + b'{"text": "two"}'})
-    else:
-        path.write_bytes(mark + (b'{"text": "one"}\n{"text": "two"}\n' if name == "a.jsonl" else b"one"))
-    texts = [text for record in read_source(path) for text in texts_of(record)]
-    assert texts == (["one"] if name == "a.txt" else ["one", "two"])
-
-
-def test_find_sources(tmp_path):
-    (tmp_path / "sub").mkdir()
-    for name in ("b.jsonl", "a.tar", "sub/c.txt", "readme.md", ".hidden.txt", "x.csv"):
-        (tmp_path / name).touch()
-    assert [base_name(path) for path in find_sources([tmp_path])] == ["a.tar", "b.jsonl", "c.txt"]
-    assert [base_name(path) for path in find_sources([tmp_path / "readme.md", f"{tmp_path}/*.jsonl"])] == [
-        "readme.md",
-        "b.jsonl",
-    ]
-    for paths, message in [
-        ([tmp_path / "gone"], "no such file or folder"),
-        ([tmp_path / "x.csv"], "unknown kind"),
-        ([tmp_path / "*.csv"], "by this pattern"),
-        ([tmp_path, tmp_path / "a.tar"], "given twice"),
-        ([], "no inputs"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            find_sources(paths)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="in this folder"):
-        find_sources([tmp_path / "empty"])
-
-
 @pytest.mark.parametrize(
     ("name", "parts"),
     [("a.png", ("a", "png")), ("x.y/a.0.PNG", ("x.y/a", "0.png")), ("a", ("a", "")), ("./k.json", ("./k", "json"))],
 )
 def test_split_name(name, parts):
     assert split_name(name) == parts
+
+
+def entry(name: str, data: bytes = b"", **fields) -> bytes:
+    """A member as bytes, header and content."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    for key, value in fields.items():
+        setattr(header, key, value)
+    return header.tobuf(fields.get("format", tarfile.GNU_FORMAT)) + data + bytes(-len(data) % 512)
+
+
+END = bytes(1024)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_names_and_big_headers_of_every_format(tmp_path, form):
+    path, names = tmp_path / "a.tar", ["short", "d/" * 60 + "long", "ü" * 40]
+    names = names[:2] if form == tarfile.USTAR_FORMAT else [*names, "n" * 300]
+    with tarfile.open(path, "w", format=form, pax_headers={"comment": "of all"}) as archive:
+        for name in names:
+            header = tarfile.TarInfo(name + ".txt")
+            header.size, header.mtime = len(name), 1.5
+            archive.addfile(header, io.BytesIO(name.encode()[: len(name)]))
+    assert [record.origin.rpartition(", byte ")[0] for record in read_source(path)] == names
+
+
+def test_names_that_are_no_text_can_still_be_written(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(entry("x\udcff.json", b"{") + END)
+    (record,) = read_source(path)
+    assert record.place == "x\\udcff, byte 0"
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"S", b"?"])
+def test_members_that_are_no_files_cost_one_record(tmp_path, kind):
+    path = tmp_path / "a.tar"
+    path.write_bytes(entry("a.txt", type=kind) + entry("folder", type=tarfile.DIRTYPE) + entry("b.txt", b"text") + END)
+    first, second = read_source(path)
+    assert isinstance(first, BadRecord) and "link or a device" in first.reason
+    assert texts_of(second) == ["text"]
+
+
+def test_members_of_absurd_size_cost_one_record(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "a.tar", {"a.txt": "x" * 3000, "b.png": b"x" * 600, "b.txt": b"y" * 600, "c.txt": "c"})
+    monkeypatch.setattr(tar, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(raw, "MAX_RECORD_BYTES", 1000)
+    first, second, third = read_source(path)
+    assert first.reason == "a.txt, with the members before it, has 3,000 bytes, more than 1,000"
+    assert second.reason == "b.txt, with the members before it, has 1,200 bytes, more than 1,000"
+    assert texts_of(third) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "damage"),
+    [
+        (entry("a.txt", size=1 << 60), "no end mark; the file ends"),
+        (entry("a", b"n" * (1 << 21), type=b"L") + entry("b.txt", b"x") + END, "a header of 2,097,152 bytes"),
+        (entry("a", b"9999 path=x\n", type=b"x") + END, "damaged attributes"),
+        (entry("a", b"12 size=-5x\n", type=b"x") + END, "damaged attributes"),
+        (entry("a", b"1" * 5000 + b" path=x\n", type=b"x") + END, "damaged attributes"),
+        (entry("a.txt", b"x") + END + entry("b.txt", b"x") + END, "goes on after its end mark"),
+        (entry("a.txt", b"x") + entry("b.txt", b"x")[512:] + END, "no header at byte 1,024"),
+        (b"", "no end mark"),
+        (b"not a tar" * 1000, "no header at byte 0"),
+    ],
+)
+def test_what_is_wrong_with_an_archive_is_told(tmp_path, content, damage):
+    path = tmp_path / "a.tar"
+    path.write_bytes(content)
+    with pytest.raises(DamagedArchiveError, match=damage):
+        survey_source(path)
