@@ -10,8 +10,9 @@ import pickle
 import queue
 import signal
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -22,6 +23,8 @@ Result = TypeVar("Result")
 
 AHEAD = 2
 """Tasks that a process has at a time: while it sends one result, it works on the next."""
+PATIENCE = 5.0
+"""Seconds that tasks whose results nobody wants any more may take."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -86,16 +89,34 @@ class WorkerPool(Generic[Task, Result]):
             return
         if not self._processes:
             self._start()
-        stream = _Stream(tasks, AHEAD * self.workers + self.workers)
-        threads = [threading.Thread(target=stream.feed, args=item, daemon=True) for item in self._processes]
+        stream = _Stream(tasks, self.workers)
+        threads = [
+            threading.Thread(target=stream.feed, args=(number, *item), daemon=True)
+            for number, item in enumerate(self._processes)
+        ]
         for thread in threads:
             thread.start()
+        patience = PATIENCE
         try:
             yield from stream.results()
+        except (WorkerDiedError, KeyboardInterrupt, SystemExit):
+            patience = 0.0
+            raise
         finally:
             stream.stop()
+            self._settle(threads, patience)
+
+    def _settle(self, threads: Sequence[threading.Thread], patience: float) -> None:
+        """Wait for what is under way; processes that take too long are ended, and started anew when needed."""
+        end = time.monotonic() + patience
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            for process, _ in self._processes:
+                process.kill()
             for thread in threads:
                 thread.join()
+            self._processes = []
 
     def _start(self) -> None:
         # spawn, because forking a process that has started threads of PyTorch may hang
@@ -113,11 +134,12 @@ class WorkerPool(Generic[Task, Result]):
 class _Stream:
     """One pass over some tasks: threads of the processes put results in, the caller takes them out in order."""
 
-    def __init__(self, tasks: Iterable[Any], limit: int) -> None:
+    def __init__(self, tasks: Iterable[Any], workers: int) -> None:
+        self._loads = [0] * workers
         self._tasks = iter(tasks)
         self._num_drawn = 0
         self._drawing = threading.Lock()
-        self._room = threading.Semaphore(limit)
+        self._room = threading.Semaphore((AHEAD + 1) * workers)
         self._changed = threading.Condition()
         self._done: dict[int, tuple[bool, Any]] = {}
         self._last: int | None = None
@@ -148,25 +170,30 @@ class _Stream:
         self._stopped = True
         self._room.release(1_000_000)
 
-    def feed(self, process: Any, connection: Connection) -> None:
+    def feed(self, number: int, process: Any, connection: Connection) -> None:
         """Give one process tasks and take its results, until there are no more tasks."""
         under_way: deque[int] = deque()
         more = True
         try:
             while more or under_way:
-                while more and len(under_way) < AHEAD and self._room.acquire(blocking=not under_way):
+                while more and self._may_draw(len(under_way)) and self._room.acquire(blocking=not under_way):
                     drawn = self._draw()
                     if drawn is None:
                         more = False
                     else:
                         connection.send(drawn[1])
                         under_way.append(drawn[0])
+                        self._loads[number] = len(under_way)
                 if under_way:
                     self._put(under_way[0], *connection.recv())
                     under_way.popleft()
+                    self._loads[number] = len(under_way)
         except (EOFError, OSError):
             process.join(2)
             self._report_death(process)
+
+    def _may_draw(self, num_under_way: int) -> bool:
+        return num_under_way == 0 or (num_under_way < AHEAD and 0 not in self._loads)  # first a task for everybody
 
     def _draw(self) -> tuple[int, Any] | None:
         with self._drawing:

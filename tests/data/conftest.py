@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from raw_sources import png, write_jsonl, write_tar
 
+from megachameleon.data.documents import DocumentOptions
+from megachameleon.data.plan_making import PlanOptions, plan_preprocessing
 from megachameleon.data.shard_writer import ShardWriter
 from megachameleon.data.shards import Dataset
 from megachameleon.tokens.text.training import train_text_tokenizer
@@ -73,3 +77,47 @@ def image_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image_tokenizer")
     save_image_tokenizer(folder, config, PatchAutoencoder(config), codebook, {"seed": 0})
     return folder
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """20 pictures with 2 captions each, an interleaved document, and 30 texts, in three files."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    members: dict = {}
+    for i in range(20):
+        members[f"{i}.png"] = png(12 * i)
+        members[f"{i}.json"] = {"captions": [{"lang": "en", "text": f"red {i}"}, {"lang": "de", "text": f"rot {i}"}]}
+    write_tar(folder / "pairs.tar", members)
+    segments = [{"text": "see"}, {"image": "0.png"}, {"text": "and"}, {"image": "1.png"}]
+    write_tar(folder / "mixed.tar", {"d.json": {"segments": segments}, "d.0.png": png(0), "d.1.png": png(12)})
+    write_jsonl(folder / "text.jsonl", *({"text": f"squares and colours {i}"} for i in range(30)))
+    return folder
+
+
+@pytest.fixture
+def make_plan(raw: Path, tmp_path: Path, tokenizer_folder: Path, image_tokenizer_folder: Path) -> Callable[..., Path]:
+    """A function that plans the preprocessing of `raw` and returns the output folder."""
+
+    def make(
+        name: str = "out",
+        options: DocumentOptions | None = None,
+        *,
+        workers: int = 1,
+        replace: bool = False,
+        **how: Any,
+    ) -> Path:
+        folder = tmp_path / name
+        tokenizers = tokenizer_folder, image_tokenizer_folder
+        plan_preprocessing(
+            [raw],
+            folder,
+            *tokenizers,
+            options or DocumentOptions(),
+            PlanOptions(**how),
+            workers=workers,
+            replace_plan=replace,
+        )
+        return folder
+
+    return make

@@ -36,3 +36,8 @@ def write_jsonl(path: Path, *lines: dict | bytes) -> Path:
         b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
     )
     return path
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    """What is in a folder of shards beside the plan, by name."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("plan")}

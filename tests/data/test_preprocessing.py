@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw_sources import png, write_jsonl, write_tar
+from raw_sources import png, shard_bytes, write_jsonl, write_tar
 
 from megachameleon.data.documents import DocumentOptions
 from megachameleon.data.inspection import dataset_counts, write_page
 from megachameleon.data.jobs import RunOptions, run_units
 from megachameleon.data.merging import merge_shards
 from megachameleon.data.plan import PlannedInput, load_plan, make_units
-from megachameleon.data.plan_making import PlanOptions, plan_preprocessing
+from megachameleon.data.plan_making import plan_preprocessing
 from megachameleon.data.shards import Dataset
 from megachameleon.data.unit_state import unit_states
 from megachameleon.data.verification import verify_units
@@ -27,45 +27,6 @@ from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vq import ImageTokenizer
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """20 pictures with 2 captions each, an interleaved document, and 30 texts, in three files."""
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    members: dict = {}
-    for i in range(20):
-        members[f"{i}.png"] = png(12 * i)
-        members[f"{i}.json"] = {"captions": [{"lang": "en", "text": f"red {i}"}, {"lang": "de", "text": f"rot {i}"}]}
-    write_tar(folder / "pairs.tar", members)
-    segments = [{"text": "see"}, {"image": "0.png"}, {"text": "and"}, {"image": "1.png"}]
-    write_tar(folder / "mixed.tar", {"d.json": {"segments": segments}, "d.0.png": png(0), "d.1.png": png(12)})
-    write_jsonl(folder / "text.jsonl", *({"text": f"squares and colours {i}"} for i in range(30)))
-    return folder
-
-
-@pytest.fixture
-def make_plan(raw, tmp_path, tokenizer_folder, image_tokenizer_folder):
-    def make(name="out", options=None, *, workers=1, replace=False, **how) -> Path:
-        folder = tmp_path / name
-        tokenizers = tokenizer_folder, image_tokenizer_folder
-        plan_preprocessing(
-            [raw],
-            folder,
-            *tokenizers,
-            options or DocumentOptions(),
-            PlanOptions(**how),
-            workers=workers,
-            replace_plan=replace,
-        )
-        return folder
-
-    return make
-
-
-def shard_bytes(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("plan")}
 
 
 def test_records_become_documents_with_text_and_codes(make_plan, tokenizer_folder, image_tokenizer_folder):
