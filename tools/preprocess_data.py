@@ -20,6 +20,8 @@ EXAMPLES = """\
   python tools/preprocess_data.py status --output shards/pairs
   python tools/preprocess_data.py verify --output shards/pairs --workers 8
   python tools/preprocess_data.py inspect shards/pairs --page pairs.html
+  python tools/preprocess_data.py pack --output shards/pairs --sequence-length 4096 --workers 8    # large data only
+  python tools/preprocess_data.py inspect --blend train.yaml --page blend.html    # what a run will see
   python tools/preprocess_data.py merge shards/pairs --prefix merged/pairs
 """
 MAX_LISTED = 20
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     _add_folder(verify)
     verify.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     _add_inspect(commands.add_parser("inspect", help="count, and write a page that shows documents and pictures"))
+    _add_pack(commands.add_parser("pack", help="lay documents into samples, so that runs on large data start at once"))
     merge = commands.add_parser("merge", help="write one shard for megatron-core without this package")
     merge.add_argument("dataset", type=Path, nargs="+", help="folder of shards, or shards")
     merge.add_argument("--prefix", type=Path, required=True, help="path of the new shard, without suffix")
@@ -46,8 +49,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Do the one command."""
+    if arguments.command == "inspect" and arguments.blend is not None:
+        return inspect_blend(arguments)
     commands = {"plan": plan, "run": run, "status": status, "verify": verify, "inspect": inspect, "merge": merge}
-    commands[arguments.command](arguments)
+    return {**commands, "pack": pack}[arguments.command](arguments)
 
 
 def plan(arguments: argparse.Namespace) -> None:
@@ -199,14 +204,16 @@ def inspect(arguments: argparse.Namespace) -> None:
     from megachameleon.data.shards import Dataset
     from megachameleon.data.tokenizer_pair import load_tokenizers
 
-    dataset = Dataset.open(arguments.dataset)
+    if not arguments.dataset:
+        raise ValueError("inspect: name a folder of shards, or a run's configuration (--blend CONFIG)")
+    dataset = Dataset.open(list(map(Path, arguments.dataset)))
     for what, count in dataset_counts(dataset).items():
         print(f"{what:>24}  {count:,}")
     if arguments.page is None:
         return
     tokenizer, image_tokenizer = arguments.tokenizer, arguments.image_tokenizer
     if tokenizer is None:
-        folder = arguments.dataset[0]
+        folder = Path(arguments.dataset[0])
         if not (folder / PLAN_FILE).exists():
             raise ValueError(f"{folder}: has no plan that names its tokenizer; give --tokenizer")
         plan = load_plan(folder)
@@ -216,6 +223,44 @@ def inspect(arguments: argparse.Namespace) -> None:
         dataset, *load_tokenizers(tokenizer, image_tokenizer, "cpu"), arguments.page, num_documents=arguments.documents
     )
     print(arguments.page)
+
+
+def inspect_blend(arguments: argparse.Namespace) -> None:
+    """Print what a run will see, and write it as a page."""
+    from megachameleon.config import load_config
+    from megachameleon.data.blending import BlendedSamples
+    from megachameleon.data.forecast import describe, describe_position, forecast
+    from megachameleon.data.forecast_page import write_forecast_page
+    from megachameleon.training.batches import open_data, require_enough_samples
+
+    config = load_config(arguments.blend, arguments.dataset)
+    data = open_data(config.data, config.training)
+    require_enough_samples(data, config.training, done=0, consumed=0)
+    if not isinstance(data.train, BlendedSamples):
+        raise ValueError("data.order: megatron; --blend can tell what a run sees only for data.order=blend")
+    num_samples = config.training.num_steps * config.training.global_batch_size
+    if arguments.position is not None:
+        print(describe_position(data.train, arguments.position, num_samples))
+        return
+    stages = forecast(data.train, num_samples, config.training.global_batch_size)
+    print(describe(data.train, stages))
+    if arguments.page is not None:
+        write_forecast_page(data.train, stages, arguments.page, str(arguments.blend))
+        print(arguments.page)
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Lay documents into samples."""
+    from megachameleon.data.packing_job import pack_folder
+
+    summary = pack_folder(
+        arguments.output, arguments.sequence_length, arguments.packing, unit=arguments.unit, workers=arguments.workers
+    )
+    fill = summary.tokens / (summary.samples * (summary.sequence_length + 1))
+    print(
+        f"{arguments.output}: {summary.shards:,} shards, {summary.documents:,} documents, {summary.tokens:,} ids in "
+        f"{summary.samples:,} samples ({fill:.1%} filled, {summary.mode})"
+    )
 
 
 def merge(arguments: argparse.Namespace) -> None:
@@ -262,11 +307,32 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("dataset", type=Path, nargs="+", help="folder of shards, or shards")
+    add("dataset", nargs="*", help="folder of shards, or shards; with --blend: overrides, key.sub=value")
+    add("--blend", metavar="CONFIG", help="say what a run will see: tokens and pictures by stage and source, repeats")
+    add(
+        "--position",
+        type=int,
+        metavar="N",
+        help="with --blend: only what the run reads at this position, and where else",
+    )
     add("--page", "--output", dest="page", type=Path, help="HTML page to write")
     add("--tokenizer", type=Path, help="default: the one in the folder's plan")
     add("--image-tokenizer", type=Path, help="default: the one in the folder's plan")
     add("--documents", type=int, default=24, help="how many to show (default %(default)s)")
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_folder(parser)
+    add("--sequence-length", type=int, required=True, help="positions of a sample: data.sequence_length of the run")
+    add(
+        "--packing",
+        choices=["best_fit", "whole_pictures", "continuous"],
+        default="best_fit",
+        help="data.packing of the run (default %(default)s)",
+    )
+    add("--unit", type=int, help="number of the one shard to pack, from 0; one call without it makes the index")
+    add("--workers", type=int, default=1, help="processes (default %(default)s)")
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:

@@ -122,6 +122,11 @@ class PackedDataset:
         shard, number = self._find(index)
         return shard.read(number)
 
+    def labels_of(self, index: int) -> tuple[int, int]:
+        """Labels with loss of a sample, and picture codes among them."""
+        shard, number = self._find(index)
+        return int(shard.packing.labels[number]), int(shard.packing.image_labels[number])
+
     def place(self, index: int) -> Place:
         """The shard that holds a sample, and where."""
         shard, number = self._find(index)
