@@ -1,4 +1,4 @@
-"""What a run will see, before it runs: tokens and pictures by stage, source and modality; epochs, repeats, fill rates."""
+"""What a run will see: tokens and pictures by stage, source and modality; epochs, repeats, fill rates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

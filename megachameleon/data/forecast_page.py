@@ -20,8 +20,11 @@ th { font-weight: 600; border-bottom: 1px solid #ccc } th:first-child, td:first-
 def write_forecast_page(samples: BlendedSamples, stages: list[StageForecast], path: Path, title: str) -> None:
     """Write a self-contained page."""
     held = [
-        [html.escape(name), f"{d.summary.shards:,}", f"{d.summary.documents:,}", f"{d.summary.images:,}"]
-        + [f"{len(d):,}", f"{d.fill_rate:.1%}", f"{float(d.image_share):.1%}", d.summary.mode]
+        [
+            html.escape(name),
+            *(f"{count:,}" for count in (d.summary.shards, d.summary.documents, d.summary.images, len(d))),
+            *(f"{d.fill_rate:.1%}", f"{float(d.image_share):.1%}", d.summary.mode),
+        ]
         for name, d in samples.datasets.items()
     ]
     headings = ["dataset", "shards", "documents", "pictures", "samples", "filled", "picture tokens", "packing"]
@@ -39,9 +42,12 @@ def _stage(stage: StageForecast) -> str:
         text, image = ((source.tokens - source.image_tokens) / largest, source.image_tokens / largest)
         bar = f'<div class=text style="width:{text:.2%}"></div><div class=image style="width:{image:.2%}"></div>'
         rows.append(
-            [html.escape(source.dataset), f"<div class=bar>{bar}</div>", f"{source.tokens / stage.tokens:.2%}"]
-            + [f"{source.tokens - source.image_tokens:,.0f}", f"{source.image_tokens:,.0f}", f"{source.pictures:,.0f}"]
-            + [f"{source.samples:,}", f"{source.epochs:.2f}", f"{source.repeated:,}", f"{source.most_reads}"]
+            [
+                *(html.escape(source.dataset), f"<div class=bar>{bar}</div>", f"{source.tokens / stage.tokens:.2%}"),
+                *(f"{count:,.0f}" for count in (source.tokens - source.image_tokens, source.image_tokens)),
+                *(f"{source.pictures:,.0f}", f"{source.samples:,}", f"{source.epochs:.2f}"),
+                *(f"{source.repeated:,}", f"{source.most_reads}"),
+            ]
         )
     headings = ["source", "tokens with loss: text, pictures", "share", "text", "picture tokens", "pictures", "samples"]
     return _table([*headings, "epochs by its end", "repeated", "most reads"], rows) + _windows(stage)
