@@ -82,11 +82,9 @@ class _BlockMaker:
         self._tokenizer = TextTokenizer.load(settings.tokenizer)
         self._vocabulary = self._tokenizer.vocabulary
         self._dtype = np.dtype(self._vocabulary.token_dtype)
-        self._picture = [
-            self._vocabulary.begin_image,
-            *([self._vocabulary.image_code_start] * self._vocabulary.codes_per_image),
-            self._vocabulary.end_image,
-        ]
+        codes = [self._vocabulary.image_code_start] * self._vocabulary.codes_per_image
+        self._picture = np.array([self._vocabulary.begin_image, *codes, self._vocabulary.end_image], self._dtype)
+        self._bos, self._eos = (np.array([i], self._dtype) for i in (self._vocabulary.bos, self._vocabulary.eos))
         self._caches: CodeCaches | None = None
         if settings.image_tokenizer is not None and settings.caches:
             self._caches = CodeCaches(
@@ -110,20 +108,20 @@ class _BlockMaker:
         )
         groups = self._documents(batch, block)
         broken = self._prepare([picture for _, group in groups for d in group for picture in d.pictures], block)
-        ids: list[int] = []
+        parts: list[np.ndarray] = [block.ids]
         lengths: list[int] = []
         holes: list[int] = []
+        end = 0
         for place, group in groups:
             if reason := self._broken(group, broken):
                 block.bad.append(BadRecord("", place, reason))
                 continue
             for document in group:
-                start = len(ids)
-                self._append(document, ids, holes, block.keys)
-                lengths.append(len(ids) - start)
+                start, end = end, self._append(document, end, parts, holes, block.keys)
+                lengths.append(end - start)
         wanted = set(block.keys)
         block.pixels = {key: pixels for key, pixels in block.pixels.items() if key in wanted}
-        block.ids, block.lengths = np.array(ids, self._dtype), np.array(lengths, np.int64)
+        block.ids, block.lengths = np.concatenate(parts), np.array(lengths, np.int64)
         block.holes = np.array(holes, np.int64)
         return block
 
@@ -183,16 +181,22 @@ class _BlockMaker:
                     return f"{picture.origin}: {broken[key]}"
         return ""
 
-    def _append(self, document: Document, ids: list[int], holes: list[int], keys: list[str]) -> None:
-        ids.append(self._vocabulary.bos)
+    def _append(
+        self, document: Document, start: int, parts: list[np.ndarray], holes: list[int], keys: list[str]
+    ) -> int:
+        """Add the arrays of a document that begins at `start`; returns where it ends."""
+        parts.append(self._bos)
+        end = start + 1
         for segment in document.segments:
             if isinstance(segment, TextSegment):
-                ids += self._tokenizer.encode(segment.text)
+                parts.append(self._tokenizer.encode_array(segment.text))
             else:
-                holes.append(len(ids) + 1)
+                holes.append(end + 1)
                 keys.append(code_key(segment, self._settings.options.exact_pictures))
-                ids += self._picture
-        ids.append(self._vocabulary.eos)
+                parts.append(self._picture)
+            end += len(parts[-1])
+        parts.append(self._eos)
+        return end + 1
 
 
 def _noted_in(references: list[tuple[str, str]]) -> Callable[[str, bytes | None], None]:
