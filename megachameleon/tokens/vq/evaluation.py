@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megachameleon.tokens.vq.perceptual import FrechetDistance
+from megachameleon.tokens.vq.processes import rank_and_world
 from megachameleon.tokens.vq.quality import SSIM_SIDE, perplexity, psnr_of_error, ssim
 
 
@@ -19,9 +20,9 @@ class Scores:
     psnr: float
     """dB, from the mean squared error over all pictures together."""
     ssim: float | None
-    """Mean of the pictures' structural similarities; None where they are smaller than its window."""
+    """Mean of the pictures' structural similarities; None where not asked for, or smaller than its window."""
     rfid: float | None
-    """Fréchet distance of Inception features; None without their weights or with fewer than two pictures."""
+    """Fréchet distance of Inception features; None without their weights, or with next to no pictures."""
     counts: Tensor
     """int64 [num_codes]: how often each code was used."""
 
@@ -42,22 +43,24 @@ def evaluate(
     chunks: Iterable[Tensor],
     num_codes: int,
     device: torch.device,
+    *,
+    with_ssim: bool = True,
     frechet: FrechetDistance | None = None,
 ) -> Scores:
     """Reconstruct pictures and compare; every process of the group calls this with its own share.
 
     Args:
         reconstruct: uint8 [B, 3, S, S] to the same and codes int64 [B, cells].
-        device: where sums over processes can be made.
+        device: where to compare, and where sums over processes can be made.
     """
     counts = torch.zeros(num_codes, dtype=torch.int64, device=device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # squared error, its numbers, SSIM, pictures
-    windows_fit = True
-    for pictures in chunks:
-        again, codes = reconstruct(pictures)
+    for chunk in chunks:
+        again, codes = reconstruct(chunk)
         counts += torch.bincount(codes.flatten().to(device), minlength=num_codes)
-        windows_fit = min(pictures.shape[2:]) >= SSIM_SIDE
-        similarity = float(ssim(pictures, again).sum()) if windows_fit else 0.0
+        pictures, again = chunk.to(device), again.to(device)
+        with_ssim = with_ssim and min(pictures.shape[2:]) >= SSIM_SIDE
+        similarity = float(ssim(pictures, again).sum()) if with_ssim else 0.0
         error = float((pictures.double() - again.double()).square().sum()) / 255**2
         sums += torch.tensor([error, pictures.numel(), similarity, len(pictures)], dtype=sums.dtype, device=device)
         if frechet is not None:
@@ -69,7 +72,7 @@ def evaluate(
     return Scores(
         pictures=int(total),
         psnr=psnr_of_error(error / max(numbers, 1)),
-        ssim=similarity / max(total, 1) if windows_fit else None,
-        rfid=frechet.take() if frechet is not None and total >= 2 else None,
+        ssim=similarity / max(total, 1) if with_ssim else None,
+        rfid=frechet.take() if frechet is not None and total >= max(2, rank_and_world()[1]) else None,
         counts=counts.cpu(),
     )

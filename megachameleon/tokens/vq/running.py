@@ -68,6 +68,7 @@ class _Run:
         self.main = rank_and_world()[0] == 0
         self.say = say if self.main else lambda line: None
         self.quarantine: dict[str, str] = {}
+        self.shared = 0
 
     def run(self) -> None:
         job = self.job
@@ -171,7 +172,7 @@ class _Run:
     def _finish(self, progress: Progress) -> None:
         """Write the report and the reconstructions, then the tokenizer's files, which mark the job complete."""
         job = self.job
-        held_out, trained_on = self._evaluate(self.feed.held_out), self._evaluate(self.feed.trained_on, rfid=False)
+        held_out, trained_on = self._evaluate(self.feed.held_out), self._evaluate(self.feed.trained_on, psnr_only=True)
         self._share_quarantine()
         if not self.main:
             return
@@ -208,9 +209,15 @@ class _Run:
             "num_quarantined": len(self.quarantine),
         }
 
-    def _evaluate(self, chunks: Callable[[], Iterable[Tensor]], rfid: bool = True) -> Scores:
-        frechet = self.frechet if rfid else None
-        return evaluate(self.trainer.reconstruct, chunks(), self.trainer.codebook.num_codes, self.device, frechet)
+    def _evaluate(self, chunks: Callable[[], Iterable[Tensor]], psnr_only: bool = False) -> Scores:
+        return evaluate(
+            self.trainer.reconstruct,
+            chunks(),
+            self.trainer.codebook.num_codes,
+            self.device,
+            with_ssim=not psnr_only,
+            frechet=None if psnr_only else self.frechet,
+        )
 
     def _draw(self, path: Path, rows: int) -> None:
         pictures = self.feed.shown(rows * sheet_columns(self.job.shape.image_size))
@@ -219,7 +226,8 @@ class _Run:
 
     def _share_quarantine(self) -> None:
         """Let process 0 write what every process has set aside."""
-        mine = self.feed.quarantine
+        mine = self.feed.quarantine[self.shared :]
+        self.shared += len(mine)
         if dist.is_initialized():
             everybody: list[list[dict[str, str]]] = [[] for _ in range(dist.get_world_size())]
             dist.all_gather_object(everybody, mine)

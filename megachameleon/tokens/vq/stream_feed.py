@@ -5,6 +5,7 @@ in for a damaged picture) is a pure function of (seed, place), so it matters nei
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class StreamFeed(Feed):
         self.num_duplicates, self.quarantine = split.num_duplicates, list(split.quarantine)
         self.num_files = self.num_train + self.num_held_out + self.num_duplicates + len(self.quarantine)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._lock, self._unusable = threading.Lock(), {entry["origin"] for entry in self.quarantine}
         self._ahead: dict[int, list[Future[np.ndarray]]] = {}
 
     def batch(self, step: int) -> Tensor:
@@ -159,8 +161,7 @@ class StreamFeed(Feed):
             try:
                 return self._augmented(file, chance)
             except (ValueError, OSError) as error:
-                reason = str(error)
-                self.quarantine.append({"origin": file.origin, "reason": reason})
+                reason = self._set_aside(file, error)
             number = self.order.by_chance(chance)
         raise ValueError(
             f"{ATTEMPTS} pictures in a row could not be decoded, the last: {reason}; look at quarantine.jsonl"
@@ -178,8 +179,15 @@ class StreamFeed(Feed):
         try:
             return prepare_picture(open_picture(file.read(), file.origin), self.config.image_size)
         except (ValueError, OSError) as error:
-            self.quarantine.append({"origin": file.origin, "reason": str(error)})
+            self._set_aside(file, error)
             return None
+
+    def _set_aside(self, file: PictureFile, error: Exception) -> str:
+        with self._lock:
+            if file.origin not in self._unusable:
+                self._unusable.add(file.origin)
+                self.quarantine.append({"origin": file.origin, "reason": str(error)})
+        return str(error)
 
     def _chunks(self, files: Sequence[PictureFile]) -> Iterator[Tensor]:
         remaining = iter(files)
