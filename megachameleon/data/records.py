@@ -101,7 +101,7 @@ def checked_text(value: Any, what: str) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"{what} is {kind_of(value)}, not text")
-    if not value.strip():
+    if not value or value.isspace():
         raise ValueError(f"{what} is empty")
     try:
         value.encode()
