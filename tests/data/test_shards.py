@@ -217,6 +217,14 @@ def test_no_field_of_a_manifest_can_be_changed(tmp_path, documents, write_shard,
         ShardReader(tmp_path / "x")
 
 
+def test_options_need_not_be_as_json_has_them(tmp_path, documents, vocabulary):
+    with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
+        writer.add(documents[1])
+        writer.commit(options={"lengths": {9: 1, 10: 2}, "languages": ("en", "de")})
+    options = ShardReader(tmp_path / "x").manifest.options
+    assert options == {"lengths": {"9": 1, "10": 2}, "languages": ["en", "de"]}
+
+
 def test_a_manifest_with_numbers_that_json_lacks_is_not_written(tmp_path, documents, vocabulary):
     with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
         writer.add(documents[1])
