@@ -183,7 +183,7 @@ def _add_vqgan(add: Any) -> None:
     add("--res-blocks", type=int, help="residual blocks a level (2)")
     add("--accumulate", type=int, help="parts that a process divides its pictures of a step into (1)")
     add("--warmup", type=int, help="steps in which the rate rises (2,000, at most a twentieth)")
-    add("--codebook-start", type=int, help="first step with codes (2,000, at most a twentieth)")
+    add("--codebook-start", type=int, help="first step with codes (2,000, at most a fifth)")
     add("--l1-weight", type=float, help="of absolute differences of pixels (1)")
     add("--l2-weight", type=float, help="of squared differences of pixels (0)")
     add("--perceptual", type=Path, help="torchvision's VGG-16 as a file, for LPIPS (without: the term is off)")

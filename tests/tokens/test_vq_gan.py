@@ -240,4 +240,4 @@ def test_settings_that_do_not_go_together_are_refused(values, message):
 def test_starts_follow_the_number_of_steps():
     long, short = GanTraining(), GanTraining(steps=100)
     assert (long.warmup_steps, long.first_quantized_step, long.first_adversarial_step) == (2000, 2000, 25_000)
-    assert (short.warmup_steps, short.first_quantized_step, short.first_adversarial_step) == (5, 5, 10)
+    assert (short.warmup_steps, short.first_quantized_step, short.first_adversarial_step) == (5, 20, 10)

@@ -29,8 +29,8 @@ from megachameleon.tokens.vq.vqgan import VQGAN, VQGANConfig
 
 BETAS = (0.5, 0.9)
 """Of both Adams, those of the VQ-GAN's authors."""
-EVALUATION_PIXELS = 1 << 22
-"""Of all pictures that pass through the network at once when it is not trained: 16 of 512 x 512."""
+EVALUATION_PIXELS = {"cuda": 1 << 22, "cpu": 1 << 20}
+"""Of all pictures that pass through the network at once when it is not trained: 16 of 512 x 512 on CUDA."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class GanTraining(TrainingConfig):
     warmup: int | None = None
     """Steps; by default 2,000, at most a twentieth of all."""
     codebook_start: int | None = None
-    """First step with codes; by default 2,000, at most a twentieth of all."""
+    """First step with codes; by default 2,000, at most a fifth of all. Codes that come before the autoencoder has learned
+    colours keep it from learning them."""
     l1_weight: float = 1.0
     l2_weight: float = 0.0
     perceptual: Path | None = None
@@ -79,7 +80,7 @@ class GanTraining(TrainingConfig):
 
     @property
     def first_quantized_step(self) -> int:
-        return min(2000, self.steps // 20) if self.codebook_start is None else self.codebook_start
+        return min(2000, self.steps // 5) if self.codebook_start is None else self.codebook_start
 
     @property
     def warmup_steps(self) -> int:
@@ -107,7 +108,7 @@ class GanTrainer(Trainer):
                 f"not {shape.image_size}; give fewer layers"
             )
         self.config = config
-        self.evaluation_batch = max(1, min(64, EVALUATION_PIXELS // shape.image_size**2))
+        self.evaluation_batch = max(1, min(64, EVALUATION_PIXELS[device.type] // shape.image_size**2))
         torch.manual_seed(config.seed)
         channels_last = {"memory_format": torch.channels_last}
         self.network = VQGAN(shape).to(device, **channels_last)  # type: ignore[call-overload]
