@@ -171,6 +171,18 @@ def test_folders_from_before_precisions_are_read_alike(folder):
     assert (old.precision, old.can_decode) == ("fp32", True) and torch.equal(old.encode(pictures), codes)
 
 
+def test_bf16_is_near_fp32_and_another_tokenizer(any_folder):
+    exact = ImageTokenizer.load(any_folder)
+    path = any_folder / "image_tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    low = ImageTokenizer.load(any_folder)
+    assert (exact.precision, low.precision) == ("fp32", "bf16") and low.fingerprint != exact.fingerprint
+    pictures = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    codes = exact.encode(pictures)
+    assert 0.8 < (low.encode(pictures) == codes).float().mean() < 1
+    assert (low.decode(codes).float() - exact.decode(codes).float()).abs().mean() < 2
+
+
 def test_tf32_is_off_while_it_computes_and_as_it_was_afterwards(folder, monkeypatch):
     seen = []
 

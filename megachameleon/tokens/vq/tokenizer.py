@@ -1,5 +1,6 @@
 """`ImageTokenizer`: pictures to codes and back by either network, with its two files."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ class ImageTokenizer:
     rarely, turn a near tie between two codes the other way.
 
     Args:
-        precision: of the convolutions, `fp32` (never TF32) or `bf16`; distances to codes are always fp32.
+        precision: `fp32` (never TF32) or `bf16`, of the network; distances to codes are always fp32. On a CPU only the
+            convolutions of the VQ-GAN's encoder are in bf16, and its decoder is in fp32.
     """
 
     def __init__(
@@ -62,6 +64,9 @@ class ImageTokenizer:
         self._strips: StripEncoder | None = None
         if isinstance(network, VQGAN) and isinstance(config, VQGANConfig) and self.device.type == "cpu":
             self._strips = StripEncoder(network, config, torch.bfloat16 if precision == "bf16" else torch.float32)
+        elif precision == "bf16":
+            self._network = copy.deepcopy(network).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._dtype = next(self._network.parameters()).dtype
         self.can_decode = _has_decoder(network)
         """False where the weights came without a decoder: it makes codes, but cannot draw them."""
         self.encode_batch = _batch(config, self.device)
@@ -117,11 +122,11 @@ class ImageTokenizer:
             raise ValueError(f"codes {int(codes.min())}..{int(codes.max())} are outside 0..{self.num_codes - 1}")
         size = (len(codes), 3, self.image_size, self.image_size)
         pictures = torch.empty(size, dtype=torch.uint8, device=self.device)
-        with without_tf32(), self._autocast():
+        with without_tf32():
             for start in range(0, len(codes), self.encode_batch):
                 chunk = codes[start : start + self.encode_batch].long().to(self.device)
-                decoded = self._network.decode(unflatten(self._codebook.lookup(chunk), self.grid))
-                pictures[start : start + self.encode_batch] = to_uint8(decoded)
+                vectors = unflatten(self._codebook.lookup(chunk), self.grid).to(self._dtype)
+                pictures[start : start + self.encode_batch] = to_uint8(self._network.decode(vectors))
         return pictures.to(codes.device)
 
     def _encode_chunk(self, pictures: Tensor) -> Tensor:
@@ -131,13 +136,7 @@ class ImageTokenizer:
         return indices.view(self.encode_batch, -1)[: len(pictures)]
 
     def _vectors(self, pixels: Tensor) -> Tensor:
-        if self._strips is not None:
-            return self._strips(pixels)
-        with self._autocast():
-            return self._network.encode(pixels)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return self._network.encode(pixels.to(self._dtype)) if self._strips is None else self._strips(pixels)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device = torch.device("cpu")) -> "ImageTokenizer":  # noqa: B008
