@@ -60,7 +60,7 @@ class MegatronSamples:
             owners: our dataset of each of its parts.
             contents: what decided its samples, by dataset.
         """
-        self._source, self._vocabulary = source, vocabulary
+        self.source, self._vocabulary = source, vocabulary
         self._owners, self._contents = owners, dict(contents)
 
     @classmethod
@@ -126,10 +126,10 @@ class MegatronSamples:
     @property
     def num_samples(self) -> int:
         """Length of the run."""
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, position: int) -> Sample:
-        values = self._source[position]
+        values = self.source[position]
         tokens, labels = values["tokens"].numpy(), values["labels"].numpy()
         starts = np.append(0, np.cumsum(tokens == self._vocabulary.eos)[:-1])
         return Sample(
@@ -147,7 +147,7 @@ class MegatronSamples:
 
     def drawn_before(self, position: int) -> dict[str, int]:
         """How many samples of each dataset stand before a position."""
-        parts = getattr(self._source, "dataset_index", np.zeros(position, dtype=np.int64))[:position]
+        parts = getattr(self.source, "dataset_index", np.zeros(position, dtype=np.int64))[:position]
         counts = np.bincount(parts, minlength=len(self._owners)).tolist()
         drawn = dict.fromkeys(self._owners, 0)
         for name, count in zip(self._owners, counts, strict=True):

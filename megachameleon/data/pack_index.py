@@ -34,7 +34,7 @@ MAGIC = b"MCPKIDX\x00"
 PREAMBLE = struct.Struct("<8sQQ32s")
 PAGE = 64
 """Shards of a page."""
-CACHED_PAGES = 64
+CACHED_PAGES = 16
 MAX_HEAD = 1 << 30
 
 
