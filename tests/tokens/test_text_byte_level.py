@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from release_files import release_file, write_release
 from tokenizers import Tokenizer
 
-from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.text import TextTokenizer, word_memory
 from megachameleon.tokens.text.byte_level_training import train_byte_level
 from megachameleon.tokens.text.importing import import_text_tokenizer
 from megachameleon.tokens.text.piece_names import code_name
@@ -81,6 +81,22 @@ def test_text_is_cut_as_in_the_release(tokenizer):
     assert spelled("\n\n\t\t") == ["\n", "\n", "\t", "\t"]
     assert spelled("(the <s") == ["(", "t", "he", " ", "<", "s"]
     assert spelled("       the") == ["    ", "  ", " the"]
+
+
+def test_remembered_words_are_forgotten_when_there_are_too_many(source, library, tmp_path, monkeypatch):
+    monkeypatch.setattr(word_memory, "MAX_WORDS", 5)
+    tokenizer = import_text_tokenizer(source, tmp_path)
+    for _ in range(2):
+        require_same(tokenizer, library, "one two three four five six (seven)\n eight nine\n")
+    assert 0 < len(tokenizer.engine._words) <= 5
+
+
+def test_another_splitting_is_left_to_the_library(tmp_path):
+    file = release_file()
+    file["pre_tokenizer"]["pretokenizers"][3]["individual_digits"] = False
+    (tmp_path / "text_tokenizer.json").write_text(json.dumps(file))
+    tokenizer = import_text_tokenizer(tmp_path, tmp_path / "out")
+    assert tokenizer.decode(tokenizer.encode("a 01")[-1:]) == "01"
 
 
 def test_the_folder_keeps_the_file_and_says_where_it_is_from(source, tokenizer, tmp_path):

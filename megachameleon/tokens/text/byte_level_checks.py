@@ -78,7 +78,7 @@ def require_exact(file: dict[str, Any], origin: str) -> None:
             refuse(f"model.{field}", model[field])
     if normalizer and normalizer != {"type": "Sequence", "normalizers": []}:
         refuse("normalizer", normalizer)
-    steps = _steps(file.get("pre_tokenizer"))
+    steps = steps_of(file.get("pre_tokenizer"))
     for step in steps:
         if step.get("type") not in KNOWN_STEPS or step.get("behavior") == "Removed" or step.get("add_prefix_space"):
             refuse("a step of pre_tokenizer", step)
@@ -86,12 +86,13 @@ def require_exact(file: dict[str, Any], origin: str) -> None:
         raise ValueError(f"{origin}: pre_tokenizer does not end with its only ByteLevel step; {REMEDY}")
 
 
-def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+def steps_of(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer in order, out of their sequences."""
     if not isinstance(pre_tokenizer, dict):
         return []
     if pre_tokenizer.get("type") != "Sequence":
         return [pre_tokenizer]
-    return [step for part in pre_tokenizer.get("pretokenizers", []) for step in _steps(part)]
+    return [step for part in pre_tokenizer.get("pretokenizers", []) for step in steps_of(part)]
 
 
 def require_layout(ids: dict[str, int], vocabulary: Vocabulary, origin: str) -> None:

@@ -14,9 +14,11 @@ from megachameleon.tokens.text.byte_level_checks import (
     read_byte_level,
     require_exact,
     require_layout,
+    steps_of,
     text_pieces,
 )
 from megachameleon.tokens.text.piece_names import spelled_bytes
+from megachameleon.tokens.text.word_memory import WordMemory, is_release_splitting
 from megachameleon.tokens.vocabulary import Vocabulary
 
 
@@ -53,7 +55,13 @@ class ByteLevelEngine:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{origin}: the tokenizers library refuses it ({error}); give an undamaged file") from None
         self._dtype = vocabulary.token_dtype
+        self._words = WordMemory(self._ids) if is_release_splitting(steps_of(file["pre_tokenizer"])) else None
 
     def encode(self, text: str) -> np.ndarray:
         """Valid Unicode text to ids [n] of `Vocabulary.token_dtype`."""
-        return np.array(self.backend.encode_batch_fast([text])[0].ids, dtype=self._dtype)
+        if self._words is not None:
+            return self._words.encode(text, self._dtype)
+        return np.array(self._ids(text), dtype=self._dtype)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.backend.encode_batch_fast([text])[0].ids

@@ -3,17 +3,17 @@
 Piece i >= 1 of the model has id `text_start + i - 1`; piece 0 is the unknown piece, which byte fallback never uses.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import sentencepiece
 
+from megachameleon.tokens.text.stretches import stretches
+from megachameleon.tokens.text.word_memory import WordMemory, never_joins_words
 from megachameleon.tokens.vocabulary import Vocabulary
 
 SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 """How sentencepiece writes a space inside pieces; the character itself has to be spelled in bytes."""
-STRETCH = 500
-"""Characters that are encoded at once where lines allow: sentencepiece's queue of merges is slower on longer text."""
+RELEASE_PIECES = {"\n", "\t", SPACE_MARK * 2, SPACE_MARK * 4}
+"""What always stands alone when text is cut as in Chameleon's release; the longest is found first."""
 PROBE = "  a\t b\n\n   \u00e9\u212b "
 
 
@@ -51,29 +51,28 @@ class SentencePieceEngine:
             raise ValueError(f"{origin}: the model has no byte fallback, so it cannot spell every text; train it anew")
         self._mark = np.array(mark, dtype=np.int32)
         self._newline_stands_alone = all(b"\n" not in piece or piece == b"\n" for piece in self.pieces)
+        stands_alone = {self.processor.id_to_piece(piece) for piece in range(1, self.processor.piece_to_id("<0x00>"))}
+        is_cut_like_release = stands_alone == RELEASE_PIECES and never_joins_words(self.pieces)
+        self._words = WordMemory(self._ids) if is_cut_like_release else None
         if b"".join(self.pieces[piece - 1] for piece in self.processor.encode(PROBE)) != PROBE.encode():
             raise ValueError(f"{origin}: the model changes text before it splits it; train the text tokenizer again")
 
     def encode(self, text: str) -> np.ndarray:
         """Valid Unicode text to ids [n] of `Vocabulary.token_dtype`."""
+        return self._encode(text) if self._words is None else self._words.encode(text, self._dtype)
+
+    def _encode(self, text: str) -> np.ndarray:
         encoded: list[np.ndarray] = []
         for number, part in enumerate(text.split(SPACE_MARK)):
             if number:
                 encoded.append(self._mark)
-            encoded += [self.processor.encode(stretch, return_type="numpy") for stretch in self._stretches(part)]
+            apart = stretches(part) if self._newline_stands_alone else [part]
+            encoded += [self.processor.encode(stretch, return_type="numpy") for stretch in apart]
         pieces = encoded[0] if len(encoded) == 1 else np.concatenate(encoded)
         return (pieces + self._shift).astype(self._dtype)
 
-    def _stretches(self, text: str) -> Iterator[str]:
-        """Lines, several together, where nothing merges across their ends."""
-        start = 0
-        while self._newline_stands_alone and len(text) - start > STRETCH:
-            end = text.rfind("\n", start, start + STRETCH) + 1 or text.find("\n", start + STRETCH) + 1
-            if not end:
-                break
-            yield text[start:end]
-            start = end
-        yield text[start:]
+    def _ids(self, text: str) -> list[int]:
+        return self._encode(text).tolist()
 
 
 def _bytes_of(processor: sentencepiece.SentencePieceProcessor, piece: int) -> bytes:

@@ -9,9 +9,10 @@ from itertools import pairwise
 
 import sentencepiece
 
-SPACES = {"\u2581\u2581": ("\u2581", "\u2581"), "\u2581" * 4: ("\u2581" * 2, "\u2581" * 2)}
+from megachameleon.tokens.text.sentencepiece_engine import RELEASE_PIECES, SPACE_MARK
+
+SPACES = {SPACE_MARK * 2: (SPACE_MARK, SPACE_MARK), SPACE_MARK * 4: (SPACE_MARK * 2, SPACE_MARK * 2)}
 """Runs that stand alone. Merged before anything else, from the left, they come out as sentencepiece finds them."""
-STAND_ALONE = {"\n", "\t", *SPACES}
 
 
 def merges_of(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
@@ -22,7 +23,7 @@ def merges_of(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str
     """
     first_byte, size = processor.piece_to_id("<0x00>"), processor.get_piece_size()
     alone = [processor.id_to_piece(piece) for piece in range(1, first_byte)]
-    if strange := set(alone) - STAND_ALONE:
+    if strange := set(alone) - RELEASE_PIECES:
         raise ValueError(
             f"text.model: pieces {sorted(strange)} that stand alone cannot be exported; train it with ours"
         )

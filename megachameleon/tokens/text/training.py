@@ -12,17 +12,15 @@ from pathlib import Path
 
 import sentencepiece
 
-from megachameleon.tokens.text.sentencepiece_engine import SPACE_MARK, SentencePieceEngine
+from megachameleon.tokens.text.sentencepiece_engine import RELEASE_PIECES, SentencePieceEngine
 from megachameleon.tokens.text.tokenizer import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 MAX_SENTENCE_BYTES = 16_384
 CUT = "\x1f"
 """Tells the trainer where no piece may cross; it is taken out of the text."""
-OWN_PIECES = ("\n", "\t", SPACE_MARK * 2, SPACE_MARK * 4)
-"""What always stands alone: newlines, tabs, and spaces in twos and fours, the longest first."""
-FIXED_PIECES = 1 + 256 + len(OWN_PIECES)
-"""Pieces that every model has: unknown, bytes and own pieces."""
+FIXED_PIECES = 1 + 256 + len(RELEASE_PIECES)
+"""Pieces that every model has: unknown, bytes, and those that stand alone."""
 
 
 def sample_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
@@ -82,7 +80,7 @@ def train_text_tokenizer(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            user_defined_symbols=list(OWN_PIECES),
+            user_defined_symbols=sorted(RELEASE_PIECES),
             pretokenization_delimiter=CUT,
             unk_id=0,
             bos_id=-1,
