@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from megachameleon.tokens.vq import ImageTokenizer
 
 MAX_SHOWN_IDS = 20_000
+MAX_SHOWN_TEXT = 4_000
+"""Characters of one stretch of text."""
+MAX_SHOWN_PICTURES = 96
+SHOWN_SIDE = 256
+"""Largest side of a picture on the page, in pixels."""
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } td { padding: .2rem 1rem .2rem 0 } td + td { text-align: right }
@@ -37,6 +42,7 @@ def dataset_counts(dataset: Dataset) -> dict[str, int]:
         "pictures": sum(manifest.num_images for manifest in manifests),
         "records set aside": sum(sum(manifest.quarantined.values()) for manifest in manifests),
         "records filtered out": sum(manifest.filtered for manifest in manifests),
+        "duplicates left out": sum(manifest.duplicates for manifest in manifests),
         "longest document, ids": int(dataset.lengths.max()),
         "median document, ids": int(np.median(dataset.lengths)),
     }
@@ -69,20 +75,21 @@ def write_page(
         f"<tr><td>{html.escape(what)}</td><td>{count:,}</td></tr>" for what, count in dataset_counts(dataset).items()
     )
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(num_documents, len(dataset)), dtype=np.int64))
-    articles = "".join(_article(dataset, index, tokenizer, image_tokenizer) for index in chosen.tolist())
+    draw = _Drawer(dataset, image_tokenizer)
+    articles = "".join(_article(dataset, index, tokenizer, draw) for index in chosen.tolist())
     title = f"{len(dataset):,} documents, {len(chosen)} of them shown"
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     write_text(path, f"{page}<h1>{title}</h1><table>{rows}</table>{articles}</html>\n")
 
 
-def _article(dataset: Dataset, index: int, tokenizer: TextTokenizer, image_tokenizer: "ImageTokenizer | None") -> str:
+def _article(dataset: Dataset, index: int, tokenizer: TextTokenizer, draw: "_Drawer") -> str:
     document = np.asarray(dataset.document(index)[:MAX_SHOWN_IDS], dtype=np.int64)
     parts, done = [], 0
     for start, length in dataset.image_spans(index).tolist():
         if start + length > len(document):
             break
         parts.append(_text(tokenizer.decode(document[done:start])))
-        parts.append(_picture(document[start + 1 : start + length - 1], dataset, image_tokenizer))
+        parts.append(draw(document[start + 1 : start + length - 1]))
         done = start + length
     parts.append(_text(tokenizer.decode(document[done:])))
     cut = f'<p class="cut">… {dataset.lengths[index] - len(document):,} more ids</p>'
@@ -91,15 +98,33 @@ def _article(dataset: Dataset, index: int, tokenizer: TextTokenizer, image_token
 
 
 def _text(text: str) -> str:
-    return f"<pre>{html.escape(text)}</pre>" if text else ""
+    if not text:
+        return ""
+    more = len(text) - MAX_SHOWN_TEXT
+    cut = f'<span class="cut"> … {more:,} more characters</span>' if more > 0 else ""
+    return f"<pre>{html.escape(text[:MAX_SHOWN_TEXT])}{cut}</pre>"
 
 
-def _picture(ids: np.ndarray, dataset: Dataset, image_tokenizer: "ImageTokenizer | None") -> str:
-    if image_tokenizer is None or not image_tokenizer.can_decode:
-        return "<p>[picture]</p>"
-    from PIL import Image
+class _Drawer:
+    """Pictures for the page, few and small enough for it."""
 
-    pixels = image_tokenizer.decode((ids - dataset.vocabulary.image_code_start)[None])[0].numpy()
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(file, format="PNG")
-    return f'<img alt="picture" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    def __init__(self, dataset: Dataset, image_tokenizer: "ImageTokenizer | None") -> None:
+        self._first_code = dataset.vocabulary.image_code_start
+        self._tokenizer = image_tokenizer if image_tokenizer is not None and image_tokenizer.can_decode else None
+        self._left = MAX_SHOWN_PICTURES
+
+    def __call__(self, ids: np.ndarray) -> str:
+        """The element that shows a picture of these code ids [codes_per_image]."""
+        if self._tokenizer is None or self._left == 0:
+            return '<p class="cut">[picture]</p>'
+        from PIL import Image
+
+        self._left -= 1
+        pixels = self._tokenizer.decode((ids - self._first_code)[None])[0].numpy()
+        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        file = io.BytesIO()
+        if image.width > SHOWN_SIDE:
+            image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        kind = "jpeg" if image.width > 64 else "png"  # a PNG of a photograph is ten times as large
+        image.save(file, format=kind, quality=88)
+        return f'<img alt="picture" src="data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}">'

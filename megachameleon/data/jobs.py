@@ -13,9 +13,9 @@ from megachameleon.data.blocks import Batch, Block, BlockSettings, make_block_wo
 from megachameleon.data.picture_codes import CodeCaches, CodeFiller, PictureCounts
 from megachameleon.data.plan import Plan, Unit, load_plan
 from megachameleon.data.preprocessing import NoRoomError, UnitRun, no_room_named
-from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shard_writer import ShardWriter, remove_orphans
 from megachameleon.data.tokenizer_pair import load_tokenizers
-from megachameleon.data.unit_state import UnitState, forget_failure, note_failure, unit_state, unit_states
+from megachameleon.data.unit_state import UnitState, forget_failure, note_failure, unit_states
 from megachameleon.data.worker_pool import WorkerPool
 from megachameleon.files import require_free_space
 from megachameleon.tokens.text import TextTokenizer
@@ -90,6 +90,7 @@ def run_units(
     """
     plan = load_plan(folder)
     chosen = choose_units(plan, number, task)
+    remove_orphans(folder)
     before = list(unit_states(plan, chosen))
     units = [state.unit for state in before if state.state != "finished"]
     counts = PictureCounts()
@@ -184,7 +185,7 @@ def _settled_states(plan: Plan, chosen: Sequence[Unit], patience: float = 5.0) -
     """Of the chosen ones; another run that has made one too may just be putting its shard in place of ours."""
     end = time.monotonic() + patience
     while True:
-        states = list(unit_states(plan, chosen)) if len(chosen) > 1 else [unit_state(plan, unit) for unit in chosen]
+        states = list(unit_states(plan, chosen))
         if all(state.problem is None for state in states) or time.monotonic() > end:
             return states
         time.sleep(0.2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from megachameleon.console import ProgressTask, progress_bar
 from megachameleon.data.manifest import ShardManifest
 from megachameleon.data.preprocessing import no_room_named
-from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shard_writer import ShardWriter, remove_orphans
 from megachameleon.data.shards import ShardReader, shard_file
 from megachameleon.files import require_free_space
 
@@ -26,6 +26,7 @@ def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
     first = shards[0]
     size = sum(shard.manifest.files[".bin"].bytes for shard in shards)
     require_free_space(prefix.parent, size, "merging")
+    remove_orphans(prefix.parent)
     with (
         progress_bar("merging (bytes)", size) as bar,
         no_room_named(prefix),

@@ -1,8 +1,8 @@
 """Writing a shard: everything under temporary names, hashed on the way, renamed when whole, the manifest last."""
 
-import glob
 import hashlib
 import os
+import re
 import socket
 import time
 import uuid
@@ -27,6 +27,10 @@ STALE_AFTER = 120.0
 """Seconds after which what another machine holds for a moment (a lock of renames) counts as left behind."""
 SILENT_AFTER = 900.0
 """Seconds without a write after which a writer on another machine is no longer called running."""
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+?)\.(bin|idx|spans|json|quarantine\.jsonl|failed\.txt)"
+    r"\.(?P<host>.+?)(\.[0-9a-f]{8})?\.(?P<process>[0-9]+)\.tmp"
+)
 
 
 class ShardWriter:
@@ -59,9 +63,7 @@ class ShardWriter:
         self._span_counts: list[np.ndarray] = []
         self._spans: list[np.ndarray] = []
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(prefix)
-        writer = f"{uuid.uuid4().hex[:8]}.{os.getpid()}"
-        self._temporary = {suffix: _temporary_file(prefix, suffix, writer) for suffix in DATA_SUFFIXES}
+        self._temporary = {suffix: _temporary_file(prefix, suffix) for suffix in DATA_SUFFIXES}
         self._bin = _HashedFile(self._temporary[".bin"])
 
     def __enter__(self) -> "ShardWriter":
@@ -201,39 +203,37 @@ class _HashedFile:
         self._file.close()
 
 
-def writers_of(prefix: Path) -> list[str]:
-    """Who seems to be writing the shard now: processes of this machine, and other machines that wrote lately."""
-    found = []
-    for path in sorted(prefix.parent.glob(f".{glob.escape(prefix.name)}.bin.*.tmp")):
-        host, process = _writer_of(path, prefix)
-        if host == socket.gethostname():
-            alive = process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))
-        else:
-            alive = _age(path) < SILENT_AFTER
-        if alive:
-            found.append(f"{host}, process {process}")
-    return found
+def open_writers(folder: Path) -> dict[str, str]:
+    """Who is writing shards of a folder, by shard: living processes here, and other machines that wrote lately."""
+    return {
+        name: f"{host}, process {process}"
+        for path, name, host, process in _temporary_files(folder)
+        if (process != os.getpid() and psutil.pid_exists(process) if host == _here() else _age(path) < SILENT_AFTER)
+    }
 
 
-def _writer_of(path: Path, prefix: Path) -> tuple[str, str]:
-    """Host and process that a temporary file's name tells."""
-    host, _, rest = path.name.removeprefix(f".{prefix.name}.bin.").removesuffix(".tmp").rpartition(".")
-    stem, _, token = host.rpartition(".")
-    return (stem if stem and len(token) == 8 else host), rest
+def remove_orphans(folder: Path) -> None:
+    """Remove what runs have left in a folder of shards that were killed on this machine; they cannot come back."""
+    for path, _, host, process in _temporary_files(folder):
+        if host == _here() and not psutil.pid_exists(process):
+            path.unlink(missing_ok=True)
+    for lock in [path for path in folder.glob(".*.lock") if _left_behind(path)]:
+        lock.unlink(missing_ok=True)
 
 
-def _temporary_file(prefix: Path, suffix: str, writer: str) -> Path:
-    return prefix.with_name(f".{prefix.name}{suffix}.{socket.gethostname()}.{writer}.tmp")
+def _temporary_files(folder: Path) -> Iterator[tuple[Path, str, str, int]]:
+    """Temporary files of shards, each with the shard's name, and host and process of its writer."""
+    for path in sorted(folder.glob(".*.tmp")):
+        if found := _TEMPORARY.fullmatch(path.name):
+            yield path, found["name"], found["host"], int(found["process"])
 
 
-def _remove_orphans(prefix: Path) -> None:
-    """Remove what writers of this shard have left that were killed on this machine; they cannot come back."""
-    for suffix in DATA_SUFFIXES:
-        pattern = _temporary_file(prefix.with_name(glob.escape(prefix.name)), suffix, "*").name
-        for path in prefix.parent.glob(pattern):
-            process = path.name.split(".")[-2]
-            if process.isdecimal() and not psutil.pid_exists(int(process)):
-                path.unlink(missing_ok=True)
+def _temporary_file(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(f".{prefix.name}{suffix}.{_here()}.{uuid.uuid4().hex[:8]}.{os.getpid()}.tmp")
+
+
+def _here() -> str:
+    return socket.gethostname()
 
 
 def _is_there(prefix: Path, manifest: ShardManifest) -> bool:
@@ -259,7 +259,7 @@ def _alone(prefix: Path) -> Iterator[None]:
             else:
                 time.sleep(0.02)
     try:
-        os.write(descriptor, f"{socket.gethostname()} {os.getpid()}".encode())
+        os.write(descriptor, f"{_here()} {os.getpid()}".encode())
         os.close(descriptor)
         yield
     finally:
@@ -271,7 +271,7 @@ def _left_behind(lock: Path) -> bool:
         host, _, process = lock.read_text().partition(" ")
     except FileNotFoundError:
         return False
-    if host == socket.gethostname() and process.isdecimal():
+    if host == _here() and process.isdecimal():
         return not psutil.pid_exists(int(process))
     return _age(lock) > STALE_AFTER
 

@@ -1,16 +1,16 @@
 """Where the units of a plan stand: finished, being made, failed, or still to do; seen from the outside."""
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from megachameleon.data.manifest import ShardManifest
 from megachameleon.data.plan import Plan, Unit
 from megachameleon.data.preprocessing import file_records, shard_options
-from megachameleon.data.shard_writer import writers_of
+from megachameleon.data.shard_writer import open_writers
 from megachameleon.data.shards import shard_file
 from megachameleon.files import write_text
 
@@ -36,14 +36,18 @@ class UnitState:
     """When its manifest was written, in seconds since 1970."""
 
 
-def unit_state(plan: Plan, unit: Unit) -> UnitState:
-    """Where a unit stands, by its manifest and the sizes of its files; `verify` reads them."""
+def unit_state(plan: Plan, unit: Unit, writers: Mapping[str, str] = MappingProxyType({})) -> UnitState:
+    """Where a unit stands, by its manifest and the sizes of its files; `verify` reads them.
+
+    Args:
+        writers: who is writing which shard (`open_writers`).
+    """
     prefix = plan.folder / unit.name
     manifest_path = shard_file(prefix, ".json")
     try:
         finished_at = manifest_path.stat().st_mtime
     except FileNotFoundError:
-        return _unfinished(unit, prefix)
+        return _unfinished(unit, prefix, writers.get(unit.name))
     try:
         manifest = ShardManifest.load(manifest_path)
     except ValueError as error:
@@ -60,8 +64,9 @@ def unit_states(plan: Plan, units: Iterable[Unit] | None = None) -> Iterator[Uni
     Raises:
         ValueError: a damaged plan.
     """
+    writers = open_writers(plan.folder)
     with ThreadPoolExecutor(LOOKERS) as threads:
-        yield from threads.map(lambda unit: unit_state(plan, unit), plan.units() if units is None else units)
+        yield from threads.map(lambda unit: unit_state(plan, unit, writers), plan.units() if units is None else units)
 
 
 def note_failure(folder: Path, unit: Unit, reason: str) -> None:
@@ -82,14 +87,9 @@ def bytes_per_second(states: Iterable[UnitState]) -> float | None:
     return sum(size for _, size in recent[1:]) / seconds if seconds >= 1 else None
 
 
-def since(timestamp: float) -> float:
-    """Seconds since a time."""
-    return max(0.0, time.time() - timestamp)
-
-
-def _unfinished(unit: Unit, prefix: Path) -> UnitState:
-    if writers := writers_of(prefix):
-        return UnitState(unit, "running", f"being made by another run ({writers[0]})", None)
+def _unfinished(unit: Unit, prefix: Path, writer: str | None) -> UnitState:
+    if writer is not None:
+        return UnitState(unit, "running", f"being made by another run ({writer})", None)
     try:
         reason = _failure_file(prefix).read_text(encoding="utf-8").strip()
         return UnitState(unit, "failed", reason, None)

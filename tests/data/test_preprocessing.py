@@ -105,10 +105,12 @@ def test_what_killed_runs_left_is_removed_and_what_others_write_stays(make_plan)
     others = [
         folder / f".00002-text.bin.{host}.{os.getppid()}.tmp",
         folder / f".00002-text.bin.another-host.{dead.pid}.tmp",
-        folder / f".00002-text-too.bin.{host}.{dead.pid}.tmp",
+        folder / f".notes.{dead.pid}.tmp",
     ]
-    for path in (orphan, *others):
+    orphans = [orphan, folder / f".00001-pairs.json.{host}.{dead.pid}.tmp", folder / ".00000-mixed.lock"]
+    for path in (*orphans, *others):
         path.touch()
+    orphans[-1].write_text(f"{host} {dead.pid}")
     run_units(folder, RunOptions())
     assert sorted(folder.glob(".*")) == sorted(others)
 

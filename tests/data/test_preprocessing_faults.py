@@ -65,17 +65,25 @@ def kill_at_random_moments(folder: Path, times: int, *arguments: object) -> None
         if len(finished) > 6:
             shard = choose.choice(finished)
             shard.with_suffix(choose.choice((".json", ".bin", ".idx"))).unlink(missing_ok=True)
-        before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+        before = seen(folder)
         process = start_run(folder, *arguments)
-        while process.poll() is None and {p: p.stat().st_mtime_ns for p in _files(folder)} == before:
+        while process.poll() is None and seen(folder) == before:
             time.sleep(0.002)
         time.sleep(choose.random() * 0.3)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.exists()]
+def seen(folder: Path) -> set[tuple[str, int]]:
+    """Names and ages of the files there."""
+    return {(entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(folder) if _still_there(entry)}
+
+
+def _still_there(entry: os.DirEntry) -> bool:
+    try:
+        return entry.stat() is not None  # remembered by the entry
+    except FileNotFoundError:
+        return False
 
 
 SLOW = pytest.mark.slow
