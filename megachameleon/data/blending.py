@@ -229,7 +229,7 @@ class BlendedSamples:
 
         Datasets that only later stages draw from may be added, changed or removed.
         """
-        used = {name: self.datasets[name].fingerprint for name in self.blend.names_before(position)}
+        used = {name: self.datasets[name].identity for name in self.blend.names_before(position)}
         return json.dumps({"order": self.blend.history_fingerprint(position), "datasets": used}, sort_keys=True)
 
 
@@ -261,15 +261,17 @@ class FirstSamples:
         return batch
 
 
-def what_changed(before: str, now: str) -> str:
+def what_changed(then: str, today: str) -> str:
     """Say in words why two histories differ."""
     try:
-        old, new = json.loads(before), json.loads(now)
-        was, are = old["datasets"], new["datasets"]
+        was, are = json.loads(then)["datasets"], json.loads(today)["datasets"]
     except (ValueError, TypeError, KeyError):
         return "it was saved by an earlier version, which ordered samples otherwise"
-    changed = [name for name in was if name in are and was[name] != are[name]]
-    parts = [f"dataset {name} has other shards, or is packed otherwise" for name in changed]
+    parts = []
+    for name in sorted(was.keys() & are.keys()):
+        if was[name] != are[name]:
+            (_, _, before), (_, _, now) = was[name].partition(" "), are[name].partition(" ")
+            parts.append(f"dataset {name} has other shards or packing ({now}; it had {before})")
     parts += [f"dataset {name} is gone" for name in was if name not in are]
     parts += [f"dataset {name} is new" for name in are if name not in was]
     return "; ".join(parts) or "the seed, sequence_length, data.order or the weights of a stage are other ones"

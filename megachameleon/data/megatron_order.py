@@ -118,7 +118,8 @@ class MegatronSamples:
             source = BlendedDataset(members, shares, sum(sizes), config)
         settings = [seed, sequence_length, num_samples, isolate_documents]
         contents = {
-            name: _hash([settings, weights[name], [content_of(manifest) for manifest in manifests[name]]])
+            name: f"{_hash([settings, weights[name], [content_of(manifest) for manifest in manifests[name]]])} "
+            f"{len(manifests[name])} shards, seed, length, number of samples, isolate_documents {settings}"
             for name in used
         }
         return cls(source, vocabulary, [name for name, _, _ in parts], contents)

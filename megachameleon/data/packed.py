@@ -108,6 +108,11 @@ class PackedDataset:
         content = "\n".join(source.summary.fingerprint for source in self.sources)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
+    @property
+    def identity(self) -> str:
+        """The fingerprint, and what a person can compare."""
+        return f"{self.fingerprint} {self.summary.shards} shards, {self.summary.documents} documents"
+
     def __getitem__(self, index: int) -> Sample:
         sample = Sample.empty(self.sequence_length)
         sample.lay(*self.read(index), self.vocabulary)

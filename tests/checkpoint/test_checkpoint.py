@@ -13,6 +13,7 @@ from whole import relative_errors
 from megachameleon.checkpoint.folder import complete_checkpoints, delete_old, read_manifest, resolve_checkpoint
 from megachameleon.checkpoint.plain import from_plain, to_plain
 from megachameleon.checkpoint.tensors import index_from_json
+from megachameleon.data.packing_job import pack_folder
 from megachameleon.files import read_json, write_json
 
 INTERLEAVED = ["parallel.pipeline_parallel=2", "parallel.virtual_pipeline_parallel=2", "model.num_layers=4"]
@@ -193,6 +194,35 @@ def test_other_data_is_refused(workers, run_copy):
     settings = more_steps(run_copy)
     other = replace(settings, training=replace(settings.training, seed=5))
     assert "came from other data, seed, sequence_length or weights" in refusal(workers, other)
+
+
+def _with_shards(run_copy, corpus, folder):
+    """The run over copies of its shards, those of the pairs behind an index."""
+    for name in ("pairs", "text"):
+        shutil.copytree(corpus / name, folder / name)
+    pack_folder(folder / "pairs", run_copy.data.sequence_length, "best_fit")
+    train = {name: (str(folder / name),) for name in ("pairs", "text")}
+    return replace(more_steps(run_copy), data=replace(run_copy.data, train=train))
+
+
+@pytest.mark.parametrize("name", ["pairs", "text"])
+def test_a_missing_or_replaced_shard_stops_a_resume(workers, run_copy, corpus, tmp_path, name):
+    settings = _with_shards(run_copy, corpus, tmp_path)
+    shard = tmp_path / name / "shard"
+    for suffix in (".bin", ".idx", ".spans", ".json"):
+        shutil.copy((corpus / "valid" / "shard").with_suffix(suffix), shard.with_suffix(suffix))
+    wanted = {
+        "pairs": "pairs/shard: was changed or replaced",
+        "text": "dataset text has other shards or packing (1 shards, 11 documents; it had 1 shards, 60 documents)",
+    }
+    assert wanted[name] in refusal(workers, settings)
+    shard.with_suffix(".json").unlink()
+    assert {"pairs": "pairs/shard: missing", "text": "text: no finished shards"}[name] in refusal(workers, settings)
+
+
+def test_a_run_goes_on_from_shards_that_were_packed_in_between(workers, run_copy, corpus, tmp_path):
+    start, end, _ = workers.run(1, run_training, _with_shards(run_copy, corpus, tmp_path))[0]
+    assert (start, end) == (6, 9)
 
 
 def test_another_vocabulary_is_refused(workers, run_copy):

@@ -159,9 +159,11 @@ def test_the_history_is_of_the_datasets_that_were_drawn_from(packed):
     appended = BlendedSamples.of({"a": a, "b": b}, [first, second], seed=3)
     changed = BlendedSamples.of({"a": a, "b": other}, [first, second], seed=3)
     assert alone.history(6) == appended.history(6) == changed.history(6)
-    assert "dataset b has other shards" in what_changed(appended.history(7), changed.history(7))
+    assert "dataset b has other shards or packing" in what_changed(appended.history(7), changed.history(7))
     another = BlendedSamples.of({"a": other}, [first], seed=3)
-    assert what_changed(alone.history(6), another.history(6)) == "dataset a has other shards, or is packed otherwise"
+    assert what_changed(alone.history(6), another.history(6)) == (
+        "dataset a has other shards or packing (1 shards, 12 documents; it had 1 shards, 12 documents)"
+    )
     assert "seed" in what_changed(alone.history(6), BlendedSamples.of({"a": a}, [first], seed=4).history(6))
     assert "earlier version" in what_changed("0123abcd", alone.history(6))
 
