@@ -181,6 +181,15 @@ def test_members_that_are_no_files_cost_one_record(tmp_path, kind):
     assert texts_of(second) == ["text"]
 
 
+def test_two_members_of_one_name_and_sparse_files_cost_one_record(tmp_path):
+    path = tmp_path / "a.tar"
+    sparse = entry("b.txt", b"22 GNU.sparse.major=1\n", type=tarfile.XHDTYPE) + entry("b.txt", b"map and text")
+    path.write_bytes(entry("a.txt", b"one") + entry("a.TXT", b"two") + sparse + entry("c.txt", b"text") + END)
+    twice, holes, good = read_source(path)
+    assert twice.reason == "two members are named a.TXT" and "link or a device" in holes.reason
+    assert texts_of(good) == ["text"]
+
+
 def test_members_of_absurd_size_cost_one_record(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", {"a.txt": "x" * 3000, "b.png": b"x" * 600, "b.txt": b"y" * 600, "c.txt": "c"})
     monkeypatch.setattr(tar, "MAX_RECORD_BYTES", 1000)
