@@ -46,7 +46,7 @@ class GanTraining(TrainingConfig):
     warmup: int | None = None
     """Steps; by default 2,000, at most a twentieth of all."""
     codebook_start: int | None = None
-    """First step with codes; by default 2,000, at most a fifth of all. Codes that come before the autoencoder has learned
+    """First step with codes; by default 2,000, at most a fifth of all. Codes that come before the autoencoder knows
     colours keep it from learning them."""
     l1_weight: float = 1.0
     l2_weight: float = 0.0

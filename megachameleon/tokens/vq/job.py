@@ -63,10 +63,12 @@ class Job:
     @property
     def missing(self) -> list[str]:
         """What is left out for want of weights, and how to have it."""
-        notes = []
+        notes: list[str] = []
+        if isinstance(self.training, PatchTraining):
+            return notes  # it is judged by its pixels
         if self.fid_weights is None:
             notes.append("rFID: no weights of Inception; give --fid-weights")
-        if isinstance(self.training, GanTraining) and self.training.perceptual is None:
+        if self.training.perceptual is None:
             notes.append("perceptual term: off, no weights of VGG-16; give --perceptual")
         return notes
 
