@@ -3,6 +3,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from megachameleon.tokens.vq import quantizer
 from megachameleon.tokens.vq.chance import generator
 from megachameleon.tokens.vq.feed import FeedConfig
 from megachameleon.tokens.vq.memory_feed import MemoryFeed, PictureSet
@@ -157,3 +158,12 @@ def test_generators_differ_by_seed_purpose_and_number():
     drawn = [torch.rand(3, generator=generator(*key)) for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))]
     assert len({tuple(values.tolist()) for values in drawn}) == 4
     assert torch.equal(torch.rand(3, generator=generator(0, "a", 0)), drawn[0])
+
+
+def test_revived_codes_come_from_the_vectors_of_all_processes(monkeypatch):
+    """Seen from the second of two processes: places 0 to 2 are the first one's vectors, which it adds."""
+    vectors, summed = torch.tensor([[3.0], [4.0], [5.0]]), []
+    monkeypatch.setattr(quantizer, "rank_and_world", lambda: (1, 2))
+    monkeypatch.setattr(dist, "all_reduce", summed.append)
+    rows = quantizer._rows(vectors, torch.tensor([4, 1, 3]))
+    assert rows.tolist() == [[4.0], [0.0], [3.0]] and summed[0] is rows
