@@ -201,6 +201,21 @@ def test_numbers_that_are_not_finite_stop_the_job(job, monkeypatch):
         run(job)
 
 
+def test_weights_that_are_not_finite_are_never_saved(job, monkeypatch):
+    step = GanTrainer.step
+
+    def spoils_weights(self, number, batch):
+        terms = step(self, number, batch)
+        if number == 1:
+            self.network.last_layer.data[0] = float("nan")
+        return terms
+
+    monkeypatch.setattr(GanTrainer, "step", spoils_weights)
+    with pytest.raises(ValueError, match=r"step 2: network.decoder.conv_out.weight is nan"):
+        run(replace(job, evaluate_every=0, pictures_every=0))
+    assert not (job.output / "checkpoint.safetensors").exists()
+
+
 def _train_together(rank, rendezvous, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
