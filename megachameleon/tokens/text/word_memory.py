@@ -24,8 +24,7 @@ RELEASE_STEPS = (
 """The steps in order, by their pattern or else their type; some have been seen in two spellings."""
 PLAIN = re.compile(r"[\t\n -~]*")
 WORD = re.compile(r"    |  | ?[A-Za-z]+|[\t\n -~]")
-"""What the rules cut plain text into, unless it has the beginning of a picture code's name."""
-CODE_NAME = "IMGIMG"
+"""What the rules cut plain text into; they may cut a word further, if it has the name of a picture code in it."""
 MAX_WORDS = 2**17
 
 
@@ -83,4 +82,4 @@ class WordMemory(dict[str, list[int]]):
 
     @staticmethod
     def _is_plain(text: str) -> bool:
-        return PLAIN.fullmatch(text) is not None and CODE_NAME not in text
+        return PLAIN.fullmatch(text) is not None
