@@ -39,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="read every shard again and compare; lists all problems")
     _add_folder(verify)
     verify.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
+    verify.add_argument(
+        "--discard", action="store_true", help="remove the manifests of changed shards, for run to mend"
+    )
     _add_inspect(commands.add_parser("inspect", help="count, and write a page that shows documents and pictures"))
     _add_pack(commands.add_parser("pack", help="lay documents into samples, so that runs on large data start at once"))
     merge = commands.add_parser("merge", help="write one shard for megatron-core without this package")
@@ -189,7 +192,7 @@ def verify(arguments: argparse.Namespace) -> None:
     """Read every shard again."""
     from megachameleon.data.verification import verify_units
 
-    problems = verify_units(arguments.output, workers=arguments.workers)
+    problems = verify_units(arguments.output, workers=arguments.workers, discard=arguments.discard)
     for problem in problems:
         print(problem)
     if problems:
@@ -284,7 +287,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the order of picture and caption (default %(default)s)")
     add("--exact-pictures", action="store_true", help="prepare pictures with Pillow alone: the exact pixels, slower")
     add("--drop-duplicates", action="store_true", help="leave out documents that an earlier one equals, over all units")
-    add("--units", type=int, help="number of shards (default: one for each input)")
+    add("--units", type=int, help="number of shards (default: one for each input; groups of 256 MB above 1000 inputs)")
     add("--unit-bytes", help="or: neighbouring inputs of at least so many bytes a shard, such as 2G")
     add("--allow-damaged-archives", action="store_true", help="keep what comes before the damage")
     add("--workers", type=int, default=1, help="processes that read the inputs (default %(default)s)")

@@ -91,7 +91,7 @@ def run_units(
     plan = load_plan(folder)
     chosen = choose_units(plan, number, task)
     remove_orphans(folder)
-    before = list(unit_states(plan, chosen))
+    before = list(unit_states(plan, chosen, indexes=True))
     units = [state.unit for state in before if state.state != "finished"]
     counts = PictureCounts()
     if units:

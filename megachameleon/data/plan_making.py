@@ -19,6 +19,8 @@ from megachameleon.data.sources.surveying import hash_source, survey_source
 from megachameleon.data.tokenizer_pair import load_tokenizers
 from megachameleon.data.worker_pool import WorkerPool
 
+MANY_INPUTS, SMALL_UNIT = 1000, 1 << 28
+"""Above so many inputs, a shard has neighbouring ones of at least so many bytes, unless something else is asked for."""
 UNKNOWN_REFERENCES = "unknown"
 """What a damaged archive refers to is not surveyed, so it cannot be checked."""
 
@@ -28,7 +30,7 @@ class PlanOptions:
     """How inputs are read and shared among units."""
 
     num_units: int | None = None
-    """Shards to make; None for one an input."""
+    """Shards to make; None for one an input, or for groups of many small inputs."""
     unit_bytes: int | None = None
     """Or: inputs of at least so many bytes a shard."""
     allow_damaged_archives: bool = False
@@ -91,7 +93,8 @@ def plan_preprocessing(
     planned = [replace(item, num_duplicates=len(rows)) for item, rows in zip(planned, duplicates, strict=True)]
     units = []
     first = 0
-    for unit in make_units(planned, count=how.num_units, unit_bytes=how.unit_bytes):
+    many = how.num_units is None and len(planned) > MANY_INPUTS
+    for unit in make_units(planned, count=how.num_units, unit_bytes=how.unit_bytes or (SMALL_UNIT if many else None)):
         units.append(replace(unit, first_duplicate=first))
         first += sum(item.num_duplicates for item in unit.inputs)
     shared = {

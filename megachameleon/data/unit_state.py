@@ -12,7 +12,7 @@ from megachameleon.data.plan import Plan, Unit
 from megachameleon.data.preprocessing import file_records, shard_options
 from megachameleon.data.shard_writer import open_writers
 from megachameleon.data.shards import shard_file
-from megachameleon.files import write_text
+from megachameleon.files import sha256_of, write_text
 
 LOOKERS = 16
 """Threads that look at once; a file system over a network answers each of them slowly."""
@@ -36,11 +36,14 @@ class UnitState:
     """When its manifest was written, in seconds since 1970."""
 
 
-def unit_state(plan: Plan, unit: Unit, writers: Mapping[str, str] = MappingProxyType({})) -> UnitState:
-    """Where a unit stands, by its manifest and the sizes of its files; `verify` reads them.
+def unit_state(
+    plan: Plan, unit: Unit, writers: Mapping[str, str] = MappingProxyType({}), *, indexes: bool = False
+) -> UnitState:
+    """Where a unit stands, by its manifest and the sizes of its files; `verify` reads all of them.
 
     Args:
         writers: who is writing which shard (`open_writers`).
+        indexes: also compare the hashes of `.idx` and `.spans`, which are small.
     """
     prefix = plan.folder / unit.name
     manifest_path = shard_file(prefix, ".json")
@@ -53,20 +56,23 @@ def unit_state(plan: Plan, unit: Unit, writers: Mapping[str, str] = MappingProxy
     except ValueError as error:
         return UnitState(unit, "stale", str(error), None)
     problem = _contradiction(plan, unit, manifest) or _wrong_size(prefix, manifest)
+    if indexes and problem is None:
+        problem = _wrong_index(prefix, manifest)
     if problem:
         return UnitState(unit, "stale", problem, None)
     return UnitState(unit, "finished", None, manifest, finished_at)
 
 
-def unit_states(plan: Plan, units: Iterable[Unit] | None = None) -> Iterator[UnitState]:
-    """Where units stand, in order; all of the plan by default.
+def unit_states(plan: Plan, units: Iterable[Unit] | None = None, *, indexes: bool = False) -> Iterator[UnitState]:
+    """Where units stand, in order; all of the plan by default. `indexes` as for `unit_state`.
 
     Raises:
         ValueError: a damaged plan.
     """
     writers = open_writers(plan.folder)
     with ThreadPoolExecutor(LOOKERS) as threads:
-        yield from threads.map(lambda unit: unit_state(plan, unit, writers), plan.units() if units is None else units)
+        chosen = plan.units() if units is None else units
+        yield from threads.map(lambda unit: unit_state(plan, unit, writers, indexes=indexes), chosen)
 
 
 def note_failure(folder: Path, unit: Unit, reason: str) -> None:
@@ -116,6 +122,13 @@ def _wrong_size(prefix: Path, manifest: ShardManifest) -> str | None:
             return f"{path}: missing"
         if size != record.bytes:
             return f"{path}: {size:,} bytes, but the manifest says {record.bytes:,}"
+    return None
+
+
+def _wrong_index(prefix: Path, manifest: ShardManifest) -> str | None:
+    for suffix in (".idx", ".spans"):
+        if sha256_of(shard_file(prefix, suffix)) != manifest.files[suffix].sha256:
+            return f"{shard_file(prefix, suffix)}: its SHA-256 is not the manifest's, so the file was changed"
     return None
 
 

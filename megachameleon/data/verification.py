@@ -6,16 +6,17 @@ from pathlib import Path
 
 from megachameleon.console import progress_bar
 from megachameleon.data.plan import Plan, load_plan
-from megachameleon.data.shards import ShardReader
+from megachameleon.data.shards import ShardReader, shard_file
 from megachameleon.data.unit_state import unit_state
 from megachameleon.data.worker_pool import WorkerPool
 
 
-def verify_units(folder: Path, *, workers: int = 1) -> list[str]:
+def verify_units(folder: Path, *, workers: int = 1, discard: bool = False) -> list[str]:
     """Read every shard of a plan again and compare it with its manifest, its plan and itself.
 
     Args:
         workers: processes that read.
+        discard: remove the manifests of shards that were changed, so that `run` makes them again.
 
     Returns:
         All problems, one a unit at most; none if every unit is finished and unchanged.
@@ -27,7 +28,7 @@ def verify_units(folder: Path, *, workers: int = 1) -> list[str]:
     problems = []
     with (
         progress_bar("verifying (units)", plan.num_units) as bar,
-        WorkerPool(_make_check, (plan,), min(workers, plan.num_units)) as pool,
+        WorkerPool(_make_check, (plan, discard), min(workers, plan.num_units)) as pool,
         closing(pool.ordered(range(plan.num_units))) as results,
     ):
         for problem in results:
@@ -36,14 +37,18 @@ def verify_units(folder: Path, *, workers: int = 1) -> list[str]:
     return problems
 
 
-def _make_check(plan: Plan) -> Callable[[int], str | None]:
+def _make_check(plan: Plan, discard: bool) -> Callable[[int], str | None]:
     def check(number: int) -> str | None:
         state = unit_state(plan, plan.unit(number))
         if state.problem:
             return f"{plan.folder / state.unit.name}: {state.problem}; run preprocess_data.py run again"
+        prefix = plan.folder / state.unit.name
         try:
-            ShardReader(plan.folder / state.unit.name).verify()
-        except (ValueError, OSError) as error:
+            ShardReader(prefix).verify()
+        except ValueError as error:
+            if discard:
+                shard_file(prefix, ".json").unlink(missing_ok=True)
+                return f"{error} (its manifest is removed now)"
             return str(error)
         return None
 

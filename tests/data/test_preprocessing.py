@@ -91,7 +91,11 @@ def test_finished_units_are_left_alone_and_damaged_ones_made_again(make_plan):
     missing, changed = verify_units(folder, workers=2)
     assert "00000-mixed.spans: missing" in missing
     assert re.search(rf"text\.bin: its SHA-256.*remove {manifest} and preprocess again", changed)
-    manifest.unlink()
+    assert "its manifest is removed now" in verify_units(folder, discard=True)[1] and not manifest.exists()
+    run_units(folder, RunOptions())
+    index = bytearray((folder / "00001-pairs.idx").read_bytes())
+    index[40] ^= 1
+    (folder / "00001-pairs.idx").write_bytes(index)
     run_units(folder, RunOptions())
     assert verify_units(folder) == []
     assert shard_bytes(folder) == before
@@ -293,6 +297,15 @@ def test_languages_filter_and_units_group(make_plan):
     (state,) = run_units(folder, RunOptions()).states
     assert (state.unit.name, state.manifest.num_documents, state.manifest.filtered) == ("00000", 31, 20)
     assert load_plan(folder).options.languages == ("fr",)
+
+
+def test_many_small_inputs_make_few_units(tmp_path, tokenizer_folder, monkeypatch):
+    monkeypatch.setattr("megachameleon.data.plan_making.MANY_INPUTS", 5)
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_text("text")
+    plan = plan_preprocessing([tmp_path], tmp_path / "out", tokenizer_folder, None, DocumentOptions())
+    assert plan.num_units == 1
+    assert run_units(tmp_path / "out", RunOptions()).states[0].manifest.num_documents == 6
 
 
 def test_units_share_inputs_evenly_and_in_order():
