@@ -4,12 +4,8 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megachameleon.console import run_tool, tool_parser
-
-if TYPE_CHECKING:
-    from megachameleon.data.unit_state import UnitState
 
 EXAMPLES = """\
   python tools/preprocess_data.py plan --input raw/pairs/ --output shards/pairs --tokenizer tokenizers/text \\
@@ -24,7 +20,6 @@ EXAMPLES = """\
   python tools/preprocess_data.py inspect --blend train.yaml --page blend.html    # what a run will see
   python tools/preprocess_data.py merge shards/pairs --prefix merged/pairs
 """
-MAX_LISTED = 20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,6 +111,7 @@ def _bytes(text: str | None) -> int | None:
 def run(arguments: argparse.Namespace) -> None:
     """Make shards."""
     from megachameleon.data.jobs import RunOptions, run_units
+    from megachameleon.data.unit_report import report_lines
 
     if (arguments.task is None) != (arguments.num_tasks is None):
         raise ValueError("--task and --num-tasks: give both or neither")
@@ -133,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = run_units(arguments.output, options, number=arguments.unit, task=task)
     if result.pictures.pictures:
         print(f"{result.pictures.encoded:,} pictures encoded, {result.pictures.cached:,} found in the cache")
-    _print_states(arguments.output, result.states, every=len(result.states) <= MAX_LISTED)
+    print("\n".join(report_lines(arguments.output, result.states)))
     if unfinished := sum(state.problem is not None for state in result.states):
         sys.exit(f"error: {unfinished} units are not finished; wait for the other run to end, then run again")
 
@@ -141,51 +137,13 @@ def run(arguments: argparse.Namespace) -> None:
 def status(arguments: argparse.Namespace) -> None:
     """Print where the units stand."""
     from megachameleon.data.plan import load_plan
+    from megachameleon.data.unit_report import report_lines
     from megachameleon.data.unit_state import unit_states
 
     states = list(unit_states(load_plan(arguments.output)))
-    _print_states(arguments.output, states, every=arguments.all or len(states) <= MAX_LISTED)
+    print("\n".join(report_lines(arguments.output, states, every=arguments.all)))
     if any(state.problem for state in states):
         sys.exit(1)
-
-
-def _print_states(folder: Path, states: "list[UnitState]", *, every: bool) -> None:
-    from megachameleon.data.unit_state import bytes_per_second
-
-    unfinished = [state for state in states if state.problem is not None]
-    for state in states if every else unfinished[:MAX_LISTED]:
-        print(f"{state.unit.name}: {_described(state)}")
-    if not every and len(unfinished) > MAX_LISTED:
-        print(f"... and {len(unfinished) - MAX_LISTED:,} more; --all lists every unit")
-    counts = {name: sum(state.state == name for state in states) for name in ("running", "failed", "stale", "missing")}
-    told = "".join(f", {count:,} {name}" for name, count in counts.items() if count)
-    print(f"{folder}: {len(states) - len(unfinished):,} of {len(states):,} units are finished{told}")
-    manifests = [state.manifest for state in states if state.manifest is not None]
-    if manifests:
-        print(
-            f"{sum(m.num_documents for m in manifests):,} documents, {sum(m.num_text_tokens for m in manifests):,} ids "
-            f"of text, {sum(m.num_images for m in manifests):,} pictures; "
-            f"{sum(sum(m.quarantined.values()) for m in manifests):,} records set aside, "
-            f"{sum(m.filtered for m in manifests):,} filtered out, {sum(m.duplicates for m in manifests):,} duplicates"
-        )
-    rate = bytes_per_second(states)
-    if unfinished and rate:
-        left = sum(state.unit.bytes for state in unfinished)
-        hours = left / rate / 3600
-        print(f"{rate / 1e6:,.1f} MB of input a second lately; {left / 1e9:,.2f} GB are left, about {hours:,.1f} hours")
-
-
-def _described(state: "UnitState") -> str:
-    m = state.manifest
-    if m is None:
-        return f"{state.state}, {state.problem}" if state.state == "failed" else str(state.problem)
-    empty = "" if m.num_documents or m.filtered or m.duplicates else " (its inputs hold no records)"
-    set_aside = sum(m.quarantined.values())
-    return (
-        f"{m.num_documents:,} documents, {m.num_text_tokens:,} ids of text, {m.num_images:,} pictures{empty}"
-        + (f", {m.duplicates:,} duplicates left out" if m.duplicates else "")
-        + (f", {set_aside:,} records set aside" if set_aside else "")
-    )
 
 
 def verify(arguments: argparse.Namespace) -> None:
