@@ -4,8 +4,9 @@ Position → (dataset, epoch, sample) is a pure function of (seed, stages, datas
 and it can be turned round.
 
 * A run is a list of stages, each with its own weights. Quotas are exact at every multiple of `block_size` (to within a
-  sample or two, rounding) and near it in between. A stage may end anywhere and others may be appended, also with new
-  datasets: what came before does not move, for a stage knows only the datasets that have weight in it.
+  sample or two, rounding) and near it in between, and the share of picture tokens is spread evenly. A stage may end
+  anywhere and others may be appended, also with new datasets: what came before does not move, for a stage knows only
+  the datasets that have weight in it.
 * The n-th draw from a dataset is step (n mod size) of epoch (n div size), in the order of `EpochOrder`: every epoch
   visits each sample exactly once, and every stretch of it has the dataset's own share of picture tokens.
 """
@@ -15,9 +16,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from megachameleon.data.interleaving import Interleaving
+import numpy as np
+
+from megachameleon.data.interleaving import BalancedInterleaving
 from megachameleon.data.mixture import Stage, sample_weights, whole_numbers
 from megachameleon.data.packed import PackedDataset
 from megachameleon.data.samples import Sample
@@ -70,14 +74,15 @@ class Blend:
             whole_numbers({name: stage.weights[name] for name in names})
             for stage, names in zip(stages, self._names, strict=True)
         ]
-        self._orders = [
-            Interleaving(list(weights.values()), (seed, "stage", number), block_size)
-            for number, weights in enumerate(self._weights)
-        ]
         self._epochs: dict[str, tuple[int, EpochOrder]] = {}
         start = _StageStart(0, dict.fromkeys(self.sizes, 0))
         self._starts = [start]
+        self._orders: list[BalancedInterleaving] = []
         for number, stage in enumerate(stages):
+            weights = list(self._weights[number].values())
+            self._orders.append(
+                BalancedInterleaving(weights, (seed, "stage", number), block_size, partial(self._strata_of, number))
+            )
             if stage.num_samples is not None:
                 drawn = self._drawn_until(number, stage.num_samples)
                 start = _StageStart(start.position + stage.num_samples, drawn)
@@ -158,6 +163,18 @@ class Blend:
         if cached is None or cached[0] != epoch:
             cached = self._epochs[name] = (epoch, EpochOrder(self.strata[name], (self.seed, "epoch", name, epoch)))
         return cached[1]
+
+    def _strata_of(self, stage: int, part: int, ordinal: int, count: int) -> np.ndarray:
+        """The strata of `count` draws of a stage from one of its datasets, from draw `ordinal` on."""
+        name = self._names[stage][part]
+        size, first = self.sizes[name], self._starts[stage].drawn[name] + ordinal
+        pieces = []
+        while count:
+            epoch, step = divmod(first, size)
+            end = min(step + count, size)
+            pieces.append(self._epoch(name, epoch).strata_between(step, end))
+            first, count = first + end - step, count - (end - step)
+        return np.concatenate(pieces)
 
     def _drawn_until(self, stage: int, count: int) -> dict[str, int]:
         """How many of each dataset stand before the stage and among its first `count` samples."""

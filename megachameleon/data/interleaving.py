@@ -4,12 +4,14 @@ Quotas are exact, to within rounding, at every multiple of the block size, and n
 the number of positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import numpy as np
 
-from megachameleon.data.permutation import hash_of, random_fractions
+from megachameleon.data.permutation import hash_of, random_bits
+
+FAR = 1 << 62
 
 
 class Interleaving:
@@ -68,11 +70,16 @@ class Interleaving:
         found = np.flatnonzero((parts == part) & (ordinals == ordinal))
         return low * self.block_size + int(found[0]) if len(found) else None
 
-    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The parts of a block and how many of each came before: int64 [block_size, less at the end] each.
+    def parts_between(self, start: int, end: int) -> np.ndarray:
+        """The parts at positions start..end - 1, int64."""
+        if self._only is not None:
+            return np.full(end - start, self._only)
+        first, last = start // self.block_size, -(-end // self.block_size)
+        parts = np.concatenate([self._block(block)[0] for block in range(first, max(last, first + 1))])
+        return parts[start - first * self.block_size : end - first * self.block_size]
 
-        Each part's draws are spread evenly over the block with a random jitter, so any stretch is near the weights.
-        """
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The parts of a block and how many of each came before: int64 [block_size, less at the end] each."""
         cached = self._cached
         if cached is not None and cached[0] == block:
             return cached[1:]
@@ -80,12 +87,73 @@ class Interleaving:
         end = start + self.block_size if self.length is None else min(start + self.block_size, self.length)
         low, high = apportion(self.weights, start), apportion(self.weights, end)
         counts = np.subtract(high, low)
-        parts = np.repeat(np.arange(len(counts)), counts)
-        ranks = np.arange(end - start) - np.repeat(np.cumsum(counts) - counts, counts)
-        jitter = random_fractions(hash_of(*self._key, block), end - start)
-        order = np.argsort((ranks + jitter) / np.repeat(counts, counts), kind="stable")
-        self._cached = (block, parts[order], (ranks + np.repeat(low, counts))[order])
+        parts = self._arrange(hash_of(*self._key, block), low, counts)
+        ordinals = np.empty_like(parts)
+        ordinals[np.argsort(parts, kind="stable")] = np.arange(end - start) - np.repeat(
+            np.cumsum(counts) - counts - low, counts
+        )
+        self._cached = (block, parts, ordinals)
         return self._cached[1:]
+
+    def _arrange(self, key: int, before: Sequence[int], counts: np.ndarray) -> np.ndarray:
+        """So many of each part in an order in which every stretch has about its share of each.
+
+        Neighbouring parts make up for each other: of any half, quarter, eighth ... of a block, the parts up to any
+        number have their share to within one. The parts in order are dealt out by the van der Corput sequence,
+        scrambled by the key.
+        """
+        size = int(counts.sum())
+        bits = max(size - 1, 1).bit_length()
+        places = np.arange(1 << bits)
+        reversed_bits = np.zeros_like(places)
+        for bit in range(bits):
+            reversed_bits |= (places >> bit & 1) << (bits - 1 - bit)
+        ranks = np.argsort(np.argsort(reversed_bits[:size] ^ (key & ((1 << bits) - 1))))
+        return np.repeat(np.arange(len(counts)), counts)[ranks]
+
+
+class BalancedInterleaving(Interleaving):
+    """An interleaving in which also a quantity of what is drawn is spread evenly, such as its share of pictures."""
+
+    def __init__(
+        self,
+        weights: Sequence[int],
+        key: Sequence[int | str],
+        block_size: int,
+        values: Callable[[int, int, int], np.ndarray],
+    ) -> None:
+        """
+        Args:
+            values: (part, ordinal, count) → the quantity in draws ordinal..ordinal + count - 1 of a part, int [count].
+        """
+        super().__init__(weights, key, block_size)
+        self._values = values
+
+    def _arrange(self, key: int, before: Sequence[int], counts: np.ndarray) -> np.ndarray:
+        """Of the parts that are due, next comes the one that brings the sum nearest to its mean. Whole numbers only."""
+        size = int(counts.sum())
+        parts = np.flatnonzero(counts)
+        queues = [self._values(part, before[part], int(counts[part])).tolist() for part in parts.tolist()]
+        total = sum(map(sum, queues))
+        share = counts[parts]
+        due = (random_bits(key, len(parts)) % np.uint64(size)).astype(np.int64)  # otherwise rare parts come last
+        heads = np.array([queue[0] for queue in queues]) * size - total
+        positions = [0] * len(parts)
+        excess, chosen = 0, np.empty(size, dtype=np.int64)
+        for place in range(size):
+            due += share
+            distance = np.abs(heads + excess)
+            distance[due <= due.max() - size] = FAR
+            best = int(distance.argmin())
+            chosen[place] = best
+            excess += int(heads[best])
+            due[best] -= size
+            positions[best] += 1
+            if positions[best] < len(queues[best]):
+                heads[best] = queues[best][positions[best]] * size - total
+            else:
+                due[best] = -FAR
+        return parts[chosen]
 
 
 def apportion(weights: Sequence[int], count: int) -> list[int]:

@@ -60,11 +60,6 @@ def random_bits(key: int, count: int) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def random_fractions(key: int, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1), float64 [count]."""
-    return (random_bits(key, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def shuffled(key: int, count: int) -> np.ndarray:
     """A permutation of range(count) in memory, int64 [count]; much faster than `KeyedPermutation` for all of it."""
     return np.argsort(random_bits(key, count), kind="stable")

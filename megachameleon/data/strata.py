@@ -34,6 +34,7 @@ class EpochOrder:
         """
         self.size = sum(sizes)
         used = [number for number, size in enumerate(sizes) if size]
+        self._numbers = np.array(used)
         self._sizes = [sizes[number] for number in used]
         self._starts = [0, *accumulate(self._sizes)]
         self._strata = Interleaving(self._sizes, (*key, "strata"), BLOCK_SIZE, self.size)
@@ -42,6 +43,10 @@ class EpochOrder:
     def __getitem__(self, step: int) -> int:
         stratum, ordinal = self._strata[step]
         return self._starts[stratum] + self._within[stratum][ordinal]
+
+    def strata_between(self, start: int, end: int) -> np.ndarray:
+        """The strata of steps start..end - 1, int64."""
+        return self._numbers[self._strata.parts_between(start, end)]
 
     def step_of(self, sample: int) -> int:
         """The step at which a sample is drawn."""

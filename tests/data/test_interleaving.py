@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megachameleon.data.interleaving import Interleaving, apportion
+from megachameleon.data.interleaving import BalancedInterleaving, Interleaving, apportion
 from megachameleon.data.permutation import KeyedPermutation, mix, random_bits, shuffled
 from megachameleon.data.strata import EpochOrder
 
@@ -76,3 +76,39 @@ def test_an_epoch_has_every_sample_once_and_each_stretch_looks_like_the_whole(si
 def test_epochs_have_different_orders():
     orders = [EpochOrder([20, 0, 30], ("epoch", key)) for key in (0, 1)]
     assert [orders[0][i] for i in range(50)] != [orders[1][i] for i in range(50)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(WEIGHTS, st.integers(2, 64), st.integers(0, 9))
+def test_a_balanced_interleaving_keeps_quotas_and_goes_both_ways(weights, block_size, key):
+    def values(part, ordinal, count):
+        return np.array([mix(part << 32 | n) % 16 for n in range(ordinal, ordinal + count)])
+
+    interleaving = BalancedInterleaving(weights, ("key", key), block_size, values)
+    seen = [0] * len(weights)
+    for position in range(3 * block_size):
+        assert interleaving.counts_before(position) == seen
+        part, ordinal = interleaving[position]
+        assert ordinal == seen[part] and interleaving.position_of(part, ordinal) == position
+        seen[part] += 1
+        assert max(abs(n - (position + 1) * w / sum(weights)) for n, w in zip(seen, weights, strict=True)) < 4
+
+
+def test_a_balanced_interleaving_spreads_a_quantity_evenly():
+    """Four parts with other means: sums of 128 are within a draw or two of their block's, not of about 80 as by chance."""
+    tables = [random_bits(part, 4000) % np.uint64(9) + np.uint64(2 * part) for part in range(4)]
+    interleaving = BalancedInterleaving(
+        [4, 3, 2, 1], ("key",), 1024, lambda part, first, count: tables[part][first : first + count].astype(np.int64)
+    )
+    drawn = [int(tables[part][ordinal]) for part, ordinal in (interleaving[position] for position in range(4096))]
+    blocks = np.array(drawn).reshape(4, 8, 128).sum(axis=2)
+    assert np.abs(blocks - blocks.mean(axis=1, keepdims=True)).max() < 16  # a single draw can be 14
+
+
+def test_a_stretch_of_an_interleaving_has_its_share_of_neighbouring_parts():
+    interleaving = Interleaving([10, 6, 4, 3, 9], ("key",), 256)
+    parts = interleaving.parts_between(0, 1024)
+    assert np.array_equal(parts[100:600], interleaving.parts_between(100, 600))
+    for start in range(0, 1024, 32):
+        shares = np.cumsum(np.bincount(parts[start : start + 32], minlength=5))
+        assert np.abs(shares - np.cumsum([10, 6, 4, 3, 9])).max() <= 1
