@@ -16,6 +16,9 @@ import numpy as np
 from benchmarks.machine import PROJECT
 from megachameleon.data.shard_format import DTYPE_CODES, IDX_HEADER, parse_idx
 from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.vocabulary import Vocabulary
+
+Encode = Callable[[str], Sequence[int] | np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,20 +45,20 @@ class TextTool(Protocol):
 
 
 class Alone:
-    """A tokenizer in memory, one document a call."""
+    """A tokenizer in memory, one document a call, loaded anew for each pass: it may remember words."""
 
     starts = False
 
-    def __init__(self, encode: Callable[[str], Sequence[int] | np.ndarray], shift: int, title: str) -> None:
-        self.encode, self.shift, self.title = encode, shift, title
+    def __init__(self, load: Callable[[], Encode], shift: int, title: str) -> None:
+        self.load, self.shift, self.title = load, shift, title
 
     def __call__(self, path: Path) -> Pass:
         """Only encoding is timed."""
         from benchmarks.corpora import read_texts
 
-        texts = read_texts(path)
+        encode, texts = self.load(), read_texts(path)
         wall, cpu = time.perf_counter(), time.process_time()
-        encoded = [self.encode(text) for text in texts]
+        encoded = [encode(text) for text in texts]
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         ids = np.concatenate([np.asarray(one, np.int64) for one in encoded])
         return Pass(cpu_seconds=cpu, wall_seconds=wall, ids=ids + self.shift)
@@ -137,14 +140,15 @@ def read_documents(prefix: Path) -> list[np.ndarray]:
 
 def build_tools(names: Sequence[str], tokenizer_folder: Path, megatron_lm: Path | None) -> dict[str, TextTool]:
     """Contestants by name."""
-    tokenizer = TextTokenizer.load(tokenizer_folder)
-    shift = tokenizer.vocabulary.text_start - 1
+    shift = Vocabulary.load(tokenizer_folder).text_start - 1
 
     def sentencepiece() -> TextTool:
         from sentencepiece import SentencePieceProcessor
 
-        model = SentencePieceProcessor(model_file=str(tokenizer_folder / "text.model"))
-        return Alone(model.encode, shift, "sentencepiece's encode, one document a call")
+        file = str(tokenizer_folder / "text.model")
+        return Alone(
+            lambda: SentencePieceProcessor(model_file=file).encode, shift, "sentencepiece's encode, one document a call"
+        )
 
     def megatron() -> TextTool:
         if megatron_lm is None or not (megatron_lm / "tools/preprocess_data.py").is_file():
@@ -156,7 +160,11 @@ def build_tools(names: Sequence[str], tokenizer_folder: Path, megatron_lm: Path 
 
     builders: dict[str, Callable[[], TextTool]] = {
         "ours": lambda: Ours(tokenizer_folder.absolute()),
-        "tokenizer": lambda: Alone(tokenizer.encode_array, 0, "our TextTokenizer.encode_array, one document a call"),
+        "tokenizer": lambda: Alone(
+            lambda: TextTokenizer.load(tokenizer_folder).encode_array,
+            0,
+            "our TextTokenizer.encode_array, one document a call",
+        ),
         "sentencepiece": sentencepiece,
         "megatron-lm": megatron,
     }

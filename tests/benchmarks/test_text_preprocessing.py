@@ -10,6 +10,7 @@ from benchmarks import text_preprocessing
 from benchmarks.contestants.text_tools import Pass, build_tools
 from benchmarks.corpora import read_texts, write_library
 from benchmarks.text_preprocessing import Input, Sample, find_tokenizer, measure, summarise
+from megachameleon.tokens.text import TextTokenizer
 
 STAND_IN = """\
 import argparse, json
@@ -59,7 +60,7 @@ def test_all_tools_give_the_same_ids(library, tokenizer, tmp_path):
     ours = tools["ours"](library.path)
     assert len(ours.ids) == num_ids and ours.cpu_seconds > 0.1
     assert [sample.start_cpu_seconds > 0 for sample in samples] == [False, False, True]
-    expected = [i for text in read_texts(library.path) for i in tools["tokenizer"].encode(text)]
+    expected = [i for text in read_texts(library.path) for i in TextTokenizer.load(tokenizer).encode(text)]
     assert ours.ids.tolist() == expected
 
 
