@@ -53,8 +53,9 @@ def _image(arguments: argparse.Namespace) -> None:
     from megachameleon.tokens.vq.importing import import_image_tokenizer
 
     with progress_bar("importing the image tokenizer", None):
-        import_image_tokenizer(arguments.source, arguments.output, precision=arguments.precision)
-    print(f"{arguments.output}: image tokenizer from {arguments.source}, {arguments.precision}")
+        tokenizer = import_image_tokenizer(arguments.source, arguments.output, precision=arguments.precision)
+    made = "image tokenizer" if tokenizer.can_decode else "image tokenizer without a decoder, which cannot draw,"
+    print(f"{arguments.output}: {made} from {arguments.source}, {arguments.precision}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
