@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
+class NoRoomError(ValueError):
+    """Nothing more can be written; going on with other work would be in vain."""
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is flushed to disk and renamed to `path`, else removed.

@@ -12,12 +12,12 @@ from megachameleon.console import progress_bar
 from megachameleon.data.blocks import Batch, Block, BlockSettings, make_block_work
 from megachameleon.data.picture_codes import CodeCaches, CodeFiller, PictureCounts
 from megachameleon.data.plan import Plan, Unit, load_plan
-from megachameleon.data.preprocessing import NoRoomError, UnitRun, no_room_named
+from megachameleon.data.preprocessing import UnitRun, no_room_named
 from megachameleon.data.shard_writer import ShardWriter, remove_orphans
 from megachameleon.data.tokenizer_pair import load_tokenizers
 from megachameleon.data.unit_state import UnitState, forget_failure, note_failure, unit_states
 from megachameleon.data.worker_pool import WorkerPool
-from megachameleon.files import require_free_space
+from megachameleon.files import NoRoomError, require_free_space
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 

@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from megachameleon.data.records import PictureSegment
+from megachameleon.files import NoRoomError
 
 if TYPE_CHECKING:
     from megachameleon.data.blocks import Block
@@ -117,7 +118,7 @@ def _problems_named(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         if "full" in str(error):
-            raise ValueError(
+            raise NoRoomError(
                 f"{path}: no room left for the code cache; free some, or choose another disk with --code-cache; "
                 "finished units stay, run again"
             ) from None

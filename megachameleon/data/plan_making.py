@@ -114,16 +114,17 @@ def plan_preprocessing(
 def _survey(
     paths: list[str], names: list[str], options: DocumentOptions, how: PlanOptions, workers: int
 ) -> list[_Surveyed]:
-    sizes = [file_size(path) or 0 for path in paths]
+    # asking a server for the sizes of many objects takes as long as reading some of them
+    total = None if any(map(is_url, paths)) else sum(file_size(path) or 0 for path in paths)
     surveyed: list[_Surveyed] = []
     with (
-        progress_bar("hashing inputs (bytes)", sum(sizes)) as bar,
+        progress_bar("hashing inputs (bytes)", total) as bar,
         WorkerPool(_make_survey, (options, how), min(workers, len(paths))) as pool,
         closing(pool.ordered(zip(paths, names, strict=True))) as results,
     ):
-        for size, result in zip(sizes, results, strict=True):
+        for result in results:
             surveyed.append(result)
-            bar.advance(size)
+            bar.advance(result.input.bytes)
     return surveyed
 
 

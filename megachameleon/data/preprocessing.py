@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -29,21 +30,18 @@ from megachameleon.data.sources.raw import RawRecord
 from megachameleon.data.sources.registry import KINDS, kind_of_source
 from megachameleon.data.sources.surveying import SourceHash, read_hashed
 from megachameleon.data.worker_pool import WorkerPool
-from megachameleon.files import write_text
+from megachameleon.files import NoRoomError, write_text
 
 BATCH_BYTES = 1 << 20
 BATCH_RECORDS = 1024
 PICTURE_WEIGHT = BATCH_BYTES // 64
 """What a picture counts for in a batch, because it grows when it is prepared."""
+_PICTURE_MARKS = MappingProxyType({"jsonl": b'"image', "html": b"<img", "markdown": b"!["})
 ALWAYS_TOLERATED = 10
 """Bad records of a unit that never fail it, however few good ones it has, as long as there is one."""
 FIRST_LOOK = 10_000
 """Records before which the share of bad ones fails no unit whose number of records is not known."""
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "files may not grow so"}
-
-
-class NoRoomError(ValueError):
-    """Nothing more can be written; going on with other units would be in vain."""
 
 
 @dataclass(slots=True)
@@ -262,8 +260,8 @@ def _weight(record: RawRecord | BadRecord) -> int:
     if payload is None:
         return 0
     if isinstance(payload, bytes):
-        marks = payload.count(b'"image') + payload.count(b"<img") + payload.count(b"![")
-        return len(payload) + marks * PICTURE_WEIGHT
+        mark = _PICTURE_MARKS.get(record.kind)
+        return len(payload) + (payload.count(mark) * PICTURE_WEIGHT if mark else 0)
     counted = KINDS[record.kind].count(record)
     return _size(payload) + PICTURE_WEIGHT * (1 if counted is None else counted[1])
 

@@ -1,7 +1,8 @@
 """Processes that apply one function to a stream of tasks; results come in order, and only so many are under way.
 
-A pool of one worker applies the function here. Larger pools start their processes when the first task comes, keep them
-until the pool is closed, and are as deterministic as the function: which process did what cannot be seen.
+A pool of one worker applies the function here. Larger pools start their processes, which compute with one thread each,
+when the first task comes, and keep them until the pool is closed. They are as deterministic as the function: which
+process did what cannot be seen.
 """
 
 import multiprocessing
@@ -180,8 +181,7 @@ class _Stream:
                     drawn = self._draw()
                     if drawn is None:
                         more = False
-                    else:
-                        connection.send(drawn[1])
+                    elif self._send(connection, *drawn):
                         under_way.append(drawn[0])
                         self._loads[number] = len(under_way)
                 if under_way:
@@ -191,6 +191,15 @@ class _Stream:
         except (EOFError, OSError):
             process.join(2)
             self._report_death(process)
+
+    def _send(self, connection: Connection, number: int, task: Any) -> bool:
+        try:
+            data = pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:
+            self._put(number, False, error)
+            return False
+        connection.send_bytes(data)
+        return True
 
     def _may_draw(self, num_under_way: int) -> bool:
         return num_under_way == 0 or (num_under_way < AHEAD and 0 not in self._loads)  # first a task for everybody
@@ -237,6 +246,7 @@ class _Stream:
 
 def _serve(connection: Connection, make_work: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
     """What a process does: tasks in, results out, until the other end closes."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # there are as many of us as the user wants cores to work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a terminal interrupts all of us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

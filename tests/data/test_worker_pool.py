@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -48,6 +49,11 @@ def test_errors_come_in_their_place_and_the_pool_lives_on(pool):
     results = pool.ordered([1, 2, "three", 4])
     assert [next(results)[0], next(results)[0]] == [10, 20]
     with pytest.raises(ValueError, match="three is no number"):
+        next(results)
+
+    results = pool.ordered([1, lambda: "cannot be sent", 3])
+    assert next(results)[0] == 10
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
         next(results)
 
     def tasks():
