@@ -95,14 +95,18 @@ def test_a_balanced_interleaving_keeps_quotas_and_goes_both_ways(weights, block_
 
 
 def test_a_balanced_interleaving_spreads_a_quantity_evenly():
-    """Four parts with other means: sums of 128 are within a draw or two of their block's, not of about 80 as by chance."""
-    tables = [random_bits(part, 4000) % np.uint64(9) + np.uint64(2 * part) for part in range(4)]
-    interleaving = BalancedInterleaving(
-        [4, 3, 2, 1], ("key",), 1024, lambda part, first, count: tables[part][first : first + count].astype(np.int64)
-    )
-    drawn = [int(tables[part][ordinal]) for part, ordinal in (interleaving[position] for position in range(4096))]
-    blocks = np.array(drawn).reshape(4, 8, 128).sum(axis=2)
-    assert np.abs(blocks - blocks.mean(axis=1, keepdims=True)).max() < 16  # a single draw can be 14
+    """Twelve parts, each with even shares of all values itself."""
+    tables = [(np.arange(4000) * 7 + 3 * part) % 16 for part in range(12)]
+    weights = list(range(1, 13))
+    plain = Interleaving(weights, ("key",), 1024)
+    balanced = BalancedInterleaving(weights, ("key",), 1024, lambda part, a, n: tables[part][a : a + n])
+
+    def spread(interleaving):
+        drawn = [tables[part][ordinal] for part, ordinal in (interleaving[position] for position in range(4096))]
+        sums = np.array(drawn).reshape(4, 16, 64).sum(axis=2)
+        return float(np.std(sums - sums.mean(axis=1, keepdims=True)))
+
+    assert spread(balanced) < 0.8 * spread(plain)
 
 
 def test_a_stretch_of_an_interleaving_has_its_share_of_neighbouring_parts():
