@@ -104,7 +104,8 @@ def checked_text(value: Any, what: str) -> str:
     if not value or value.isspace():
         raise ValueError(f"{what} is empty")
     try:
-        value.encode()
+        if not value.isascii():
+            value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{what} is not valid Unicode (lone surrogates)") from None
     return value

@@ -19,7 +19,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     if len(data) > _SURELY_FEW and sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise ValueError(f"JSON with more than {MAX_VALUES:,} commas and brackets")
     try:
-        values = json.loads(decode_text(data), object_pairs_hook=_distinct)
+        values = _DECODER.decode(decode_text(data))
     except UnicodeDecodeError as error:
         raise ValueError(f"not valid UTF-8 (at its byte {error.start})") from None
     except RecursionError:
@@ -38,3 +38,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in values if keys.count(key) > 1)
         raise ValueError(f"JSON has the key {twice!r} twice")
     return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
+"""Kept, because `json.loads` would make one for each record."""

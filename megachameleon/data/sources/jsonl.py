@@ -22,7 +22,7 @@ def read_raw_jsonl(source: str, file: BinaryIO) -> Iterator[RawRecord]:
         place, begin = f"line {number}, byte {position}", position
         position += len(line)
         if len(line) <= MAX_RECORD_BYTES:
-            if line.strip():
+            if not line.isspace():
                 yield RawRecord(source, "jsonl", place, begin, line)
             continue
         while line and not line.endswith(b"\n"):

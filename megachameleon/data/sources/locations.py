@@ -8,6 +8,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -43,10 +44,10 @@ def base_name(source: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
+@lru_cache(maxsize=16)
 def folder_of(source: str) -> str:
-    """The folder of a path or URL."""
-    # Asked for each record, and pathlib takes as long as parsing a short line.
-    return posixpath.dirname(source) if is_url(source) else os.path.dirname(source) or "."  # noqa: PTH120
+    """The folder of a path or URL; remembered, because it is asked for each record."""
+    return posixpath.dirname(source) if is_url(source) else str(Path(source).parent)
 
 
 def inside(folder: str, name: str) -> str:
