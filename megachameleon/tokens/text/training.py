@@ -59,8 +59,7 @@ def train_text_tokenizer(
         ValueError: no text, or too little for so many ids, or too few ids for the characters.
     """
     model = io.BytesIO()
-    sentences = list(_sentences(texts))
-    if not sentences:
+    if not any(_sentences(texts)):
         raise ValueError("text: the inputs hold no text to train a tokenizer on; check --input")
     if vocabulary.num_text_ids < FIXED_PIECES:
         raise ValueError(
@@ -69,7 +68,7 @@ def train_text_tokenizer(
         )
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=_sentences(texts),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocabulary.num_text_ids + 1,
@@ -94,7 +93,7 @@ def train_text_tokenizer(
     except RuntimeError as error:
         raise _too_many_or_too_few(str(error), vocabulary) from None
     tokenizer = TextTokenizer(SentencePieceEngine(model.getvalue(), vocabulary, "the trained model"), vocabulary)
-    trained_on = {"sentences": len(sentences), "bytes": sum(len(s.encode()) for s in sentences)}
+    trained_on = {"texts": len(texts), "bytes": sum(len(text.encode(errors="replace")) for text in texts)}
     tokenizer.save(folder, {"trained_on": trained_on, "sentencepiece": sentencepiece.__version__})
     return tokenizer
 
