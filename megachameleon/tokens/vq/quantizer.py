@@ -56,11 +56,12 @@ class Codebook(nn.Module):
             vectors_per_step: number of vectors that one training step brings, to scale the statistics.
             generator: of the CPU.
         """
-        distinct = torch.unique(vectors, dim=0)
-        chosen = torch.randint(len(distinct), (self.num_codes,), generator=generator)
-        if len(distinct) >= self.num_codes:
-            chosen = torch.randperm(len(distinct), generator=generator)[: self.num_codes]
-        self.codes.copy_(distinct[chosen.to(distinct.device)])
+        # In the order that they came in: to sort distinct ones first would let rounding decide which are drawn. Codes
+        # that are equal are dead but for one, and so find another place.
+        chosen = torch.randint(len(vectors), (self.num_codes,), generator=generator)
+        if len(vectors) >= self.num_codes:
+            chosen = torch.randperm(len(vectors), generator=generator)[: self.num_codes]
+        self.codes.copy_(vectors[chosen.to(vectors.device)])
         for _ in range(KMEANS_ROUNDS):
             indices = self.nearest(vectors)
             counts, sums = self._statistics(vectors, indices)
