@@ -38,8 +38,8 @@ class ImageTokenizer:
     """Turns uint8 pictures into codes of a codebook, in raster order, and codes into pictures.
 
     Pictures pass through the network in batches of one size, filled up with black ones, so the codes of a picture do
-    not depend on its company: the same picture on the same machine gets the same codes. Another device may, very
-    rarely, turn a near tie between two codes the other way.
+    not depend on its company: the same picture on the same machine gets the same codes. Another device or number of
+    threads may, very rarely, turn a near tie between two codes the other way.
 
     Args:
         precision: `fp32` (never TF32) or `bf16`, of the network; distances to codes are always fp32. On a CPU only the
