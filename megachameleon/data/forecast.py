@@ -136,7 +136,7 @@ def _describe_source(source: SourceForecast, stage: StageForecast) -> str:
     )
     return (
         f"{source.dataset:<16} {source.samples:,} samples, {source.tokens / max(stage.tokens, 1):.2%} of tokens: "
-        f"{text:,.0f} of text, {source.image_tokens:,.0f} of {source.pictures:,.0f} pictures; "
+        f"{text:,.0f} of text, {source.image_tokens:,.0f} of pictures ({source.pictures:,.0f} pictures); "
         f"{source.epochs:.3f} epochs by its end, {repeats}"
     )
 
