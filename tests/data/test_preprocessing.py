@@ -327,6 +327,16 @@ def test_merged_shards_hold_all_documents(make_plan, tmp_path):
     assert dataset_counts(merged)["pictures"] == dataset_counts(dataset)["pictures"] == 42
 
 
+def test_a_shard_that_was_changed_is_not_merged(make_plan, tmp_path):
+    folder = make_plan()
+    run_units(folder, RunOptions())
+    path = folder / "00001-pairs.bin"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(ValueError, match=r"00001-pairs\.bin: its SHA-256 is not the manifest's"):
+        merge_shards(Dataset.open(folder).shards, tmp_path / "merged/all")
+    assert list((tmp_path / "merged").iterdir()) == []
+
+
 def test_merged_shards_count_what_all_of_them_set_aside(make_plan, raw, tmp_path):
     for name, bad in (("a", 1), ("b", 2)):
         (raw / name).mkdir()

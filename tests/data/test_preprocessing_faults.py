@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from raw_sources import png, shard_bytes, write_jsonl, write_tar
 
+from megachameleon.data import shard_writer
 from megachameleon.data.documents import DocumentOptions
 from megachameleon.data.jobs import RunOptions, run_units
 from megachameleon.data.plan import load_plan
@@ -24,6 +26,7 @@ from megachameleon.data.shard_writer import ShardWriter
 from megachameleon.data.shards import Dataset, ShardReader
 from megachameleon.data.unit_state import unit_states
 from megachameleon.data.verification import verify_units
+from megachameleon.tokens.text import TextTokenizer
 
 REPOSITORY = Path(__file__).parents[2]
 WITHOUT_BAR = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -136,6 +139,34 @@ for _ in range(40):
     assert [process.returncode for process in processes] == [0, 0, 0]
     ShardReader(tmp_path / "shard").verify()
     assert {path.name for path in tmp_path.iterdir()} == {"shard.bin", "shard.idx", "shard.spans", "shard.json"}
+
+
+def test_a_writer_waits_while_another_renames(tmp_path, vocabulary, monkeypatch):
+    renaming, go_on = threading.Event(), threading.Event()
+    sync = shard_writer.sync_directory
+
+    def pause(folder):
+        sync(folder)
+        if threading.current_thread().name == "first":
+            renaming.set()
+            assert go_on.wait(20)
+
+    def write(fill: int) -> None:
+        with ShardWriter(tmp_path / "x", vocabulary, tokenizer="t") as writer:
+            writer.add([0, fill, 2])
+            writer.commit()
+
+    monkeypatch.setattr(shard_writer, "sync_directory", pause)
+    threads = [threading.Thread(target=write, args=(70 + i,), name=name) for i, name in enumerate(("first", "second"))]
+    threads[0].start()
+    assert renaming.wait(20)
+    threads[1].start()
+    threads[1].join(0.3)
+    assert threads[1].is_alive()
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert ShardReader(tmp_path / "x").document(0).tolist() == [0, 71, 2]
 
 
 def _is_whole(prefix: Path) -> bool:
@@ -278,6 +309,7 @@ def test_duplicates_are_dropped_over_all_units(tmp_path, tokenizer_folder, image
     write_tar(folder / "c.tar", first)
     write_tar(folder / "d.tar", again)
     results = []
+    tokenizer = TextTokenizer.load(tokenizer_folder)
     for units, workers in ((None, 1), (1, 2), (2, 1)):
         out = tmp_path / f"out{units}"
         how = PlanOptions(drop_duplicates=True, num_units=units)
@@ -288,7 +320,8 @@ def test_duplicates_are_dropped_over_all_units(tmp_path, tokenizer_folder, image
         assert sum(state.manifest.duplicates for state in states) == 5
         dataset = Dataset.open(out)
         results.append(np.concatenate([dataset.document(i) for i in range(len(dataset))]).tolist())
-        assert len(dataset) == 8
+        texts = [tokenizer.decode(dataset.document(i)) for i in range(len(dataset))]
+        assert texts == ["one", "two", "three", "four", "Two", "red", "rot", "rot"]  # the first of the plan stay
         # made anew without the plan's list, it would be another dataset
         assert states[0].manifest.options["drop_duplicates"] is True
     assert results[0] == results[1] == results[2]

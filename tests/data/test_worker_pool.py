@@ -21,8 +21,8 @@ def make_work(factor: int):
             time.sleep(60)
         if isinstance(task, str):
             raise ValueError(f"{task} is no number")
-        if task % 3 == 0:
-            time.sleep(0.002)  # later tasks overtake
+        if task % 50 == 0:
+            time.sleep(0.05)  # later tasks overtake
         return task * factor, os.getpid()
 
     return work
