@@ -271,18 +271,20 @@ class IndexedSource:
 
 
 CHECKED_SHARDS = 64
-"""Of an index, compared with it when it is opened; the others when they are first read."""
+"""An index of up to so many is compared with all of them when it is opened; a larger one with a few."""
+CHECKED_OF_MANY = 4
+"""How many are a few; the others are compared when they are first read. Each takes a third of a millisecond."""
 
 
 def open_packed(
-    paths: Sequence[Path | str], sequence_length: int, mode: PackingMode, *, checked: int = CHECKED_SHARDS
+    paths: Sequence[Path | str], sequence_length: int, mode: PackingMode, *, checked: int | None = None
 ) -> PackedDataset:
     """Open folders of shards or single shards as one dataset of samples.
 
     A folder with a pack index of this mode and length is opened through it; other shards are packed in memory.
 
     Args:
-        checked: how many shards of an index to look at now.
+        checked: how many shards of an index to look at now; None for all of few and a few of many.
 
     Raises:
         ValueError: nothing there, damaged or mixed shards, a picture that does not fit, or too much to pack in memory.
@@ -292,7 +294,8 @@ def open_packed(
         index = index_path(path, mode, sequence_length)
         if index.exists():
             source = IndexedSource(path, index)
-            source.check(checked)
+            few = source.summary.shards <= CHECKED_SHARDS
+            source.check((CHECKED_SHARDS if few else CHECKED_OF_MANY) if checked is None else checked)
             sources.append(source)
         else:
             sources.append(MemorySource(_open_shards(path, sequence_length, mode), sequence_length, mode))

@@ -141,6 +141,21 @@ def test_too_much_to_pack_at_each_start_asks_for_an_index(folder, monkeypatch):
         open_packed([folder], LENGTH, "best_fit")
 
 
+def test_a_start_looks_at_all_of_few_shards_and_at_a_few_of_many(folder, monkeypatch):
+    pack_folder(folder, LENGTH, "best_fit")
+    looked_at = []
+    original = IndexedSource._open_shard
+    monkeypatch.setattr(
+        IndexedSource, "_open_shard", lambda self, name, pack: looked_at.append(name) or original(self, name, pack)
+    )
+    open_packed([folder], LENGTH, "best_fit")
+    assert looked_at == ["unit_0", "unit_1", "unit_3", "unit_4"]  # unit_2 has no samples
+    monkeypatch.setattr(packed_module, "CHECKED_SHARDS", 4)
+    looked_at.clear()
+    open_packed([folder], LENGTH, "best_fit")
+    assert looked_at == ["unit_0", "unit_1", "unit_3"]
+
+
 def test_names_in_an_index_cannot_leave_its_folder(folder):
     pack_folder(folder, LENGTH, "best_fit")
     path = index_path(folder, "best_fit", LENGTH)
