@@ -148,9 +148,11 @@ def status(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """Read every shard again."""
+    from megachameleon.data.packing_job import verify_packs
     from megachameleon.data.verification import verify_units
 
     problems = verify_units(arguments.output, workers=arguments.workers, discard=arguments.discard)
+    problems += verify_packs(arguments.output)
     for problem in problems:
         print(problem)
     if problems:

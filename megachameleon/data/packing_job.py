@@ -10,7 +10,7 @@ from pathlib import Path
 from megachameleon.console import track
 from megachameleon.data.manifest import ShardManifest
 from megachameleon.data.pack_file import content_of, pack_path, read_pack, verify_pack, write_pack
-from megachameleon.data.pack_index import ShardEntry, index_path, write_index
+from megachameleon.data.pack_index import PackIndex, ShardEntry, index_path, write_index
 from megachameleon.data.pack_summary import PackSummary, shard_summary, total
 from megachameleon.data.packing import PackingMode
 from megachameleon.data.shards import ShardReader, shard_file, shard_prefixes
@@ -68,3 +68,33 @@ def _pack_one(prefix: Path, *, sequence_length: int, mode: PackingMode) -> tuple
         header, packing = write_pack(ShardReader(prefix), sequence_length, mode)
     entry = ShardEntry(prefix.name, header.fingerprint, header.strata)
     return entry, shard_summary(manifest, packing, sequence_length, mode)
+
+
+def verify_packs(folder: Path) -> list[str]:
+    """Read all packs behind the indices of a folder, and compare them with their shards; says what is wrong with each.
+
+    That a sample's ids are those of `.bin` is compared whenever one is read, so not here.
+    """
+    problems = []
+    for path in sorted(folder.glob("pack-*.index")):
+        try:
+            index = PackIndex(path)
+            entries = [index.entry(number)[0] for number in range(index.summary.shards)]
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        for entry in track(entries, path.name):
+            try:
+                _verify_entry(folder / entry.name, entry, index.summary)
+            except ValueError as error:
+                problems.append(str(error))
+    return problems
+
+
+def _verify_entry(prefix: Path, entry: ShardEntry, summary: PackSummary) -> None:
+    path = pack_path(prefix, summary.mode, summary.sequence_length)
+    verify_pack(path)
+    header, _, _ = read_pack(path)
+    manifest = ShardManifest.load(shard_file(prefix, ".json"))
+    if header.fingerprint != entry.pack or header.content != content_of(manifest):
+        raise ValueError(f"{path}: is not the one in the folder's index, or of its shard; run preprocess_data.py pack")

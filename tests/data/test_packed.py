@@ -13,7 +13,7 @@ from megachameleon.data.pack_file import pack_path, verify_pack
 from megachameleon.data.pack_index import PackIndex, ShardEntry, index_path, write_index
 from megachameleon.data.packed import IndexedSource, PackedDataset, Place, open_packed
 from megachameleon.data.packing import PACKING_MODES
-from megachameleon.data.packing_job import pack_folder
+from megachameleon.data.packing_job import pack_folder, verify_packs
 from megachameleon.data.strata import NUM_STRATA
 
 LENGTH = 31
@@ -87,6 +87,22 @@ def test_packing_can_be_interrupted_and_done_in_parts(folder):
     assert index_path(folder, "best_fit", LENGTH).read_bytes() == index
     with pytest.raises(ValueError, match="has 5 shards; choose 0 to 4"):
         pack_folder(folder, LENGTH, "best_fit", unit=5)
+
+
+def test_verifying_packs_names_each_that_is_wrong(folder, write_shard, make_document):
+    for mode in ("best_fit", "continuous"):
+        pack_folder(folder, LENGTH, mode)
+    assert verify_packs(folder) == []
+    path = pack_path(folder / "unit_0", "continuous", LENGTH)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    _replace(folder / "unit_3", write_shard, make_document)
+    index_path(folder, "other", 5).write_bytes(b"nothing")
+    problems = verify_packs(folder)
+    assert len(problems) == 4 and all(
+        name in "".join(problems) for name in ("unit_0.pack-cont", "unit_3", "pack-other")
+    )
 
 
 def _remove(prefix, write_shard, make_document):
