@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from raw_sources import png, shard_bytes, write_jsonl, write_tar
@@ -18,7 +19,7 @@ from megachameleon.data.inspection import dataset_counts, write_page
 from megachameleon.data.jobs import RunOptions, run_units
 from megachameleon.data.merging import merge_shards
 from megachameleon.data.plan import PlannedInput, load_plan, make_units
-from megachameleon.data.plan_making import plan_preprocessing
+from megachameleon.data.plan_making import _split_root, plan_preprocessing
 from megachameleon.data.shards import Dataset
 from megachameleon.data.unit_state import unit_states
 from megachameleon.data.verification import verify_units
@@ -306,6 +307,40 @@ def test_many_small_inputs_make_few_units(tmp_path, tokenizer_folder, monkeypatc
     plan = plan_preprocessing([tmp_path], tmp_path / "out", tokenizer_folder, None, DocumentOptions())
     assert plan.num_units == 1
     assert run_units(tmp_path / "out", RunOptions()).states[0].manifest.num_documents == 6
+
+
+def test_inputs_may_lie_behind_urls(raw, tmp_path, tokenizer_folder):
+    system = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        system.pipe(f"/bucket/raw/{name}.jsonl", b'{"text": "%s"}\n{' % name.encode())
+    out, urls = tmp_path / "out", ["memory://bucket/raw/a.jsonl", "memory://bucket/raw/b.jsonl"]
+    plan = plan_preprocessing(urls, out, tokenizer_folder, None, DocumentOptions())
+    assert [plan.input_path(item) for unit in plan.units() for item in unit.inputs] == urls
+    states = run_units(out, RunOptions()).states
+    assert [state.manifest.num_documents for state in states] == [1, 1]
+    assert states[1].manifest.quarantined == {"b.jsonl": 1}
+    system.pipe("/bucket/raw/b.jsonl", b'{"text": "c"}\n{')
+    (out / "00001-b.json").unlink()
+    with pytest.raises(ValueError, match=r"memory://bucket/raw/b\.jsonl: changed since the plan"):
+        run_units(out, RunOptions())
+
+
+@pytest.mark.parametrize(
+    ("paths", "root"),
+    [
+        (["/a/b/x.jsonl", "/a/c/d/y.jsonl"], "/a"),
+        (["/a/x.jsonl", "/b/y.jsonl"], ""),
+        (["/x.jsonl"], ""),
+        (["s3://one/x.jsonl", "s3://two/y.jsonl"], ""),
+        (["s3://one/a/x.jsonl", "s3://one/a//y.jsonl"], "s3://one/a"),
+        (["s3://one/x.jsonl", "/a/y.jsonl"], ""),
+        (["/a/pictures", "/a/pictures/x.jsonl"], "/a"),
+    ],
+)
+def test_inputs_are_named_below_what_they_share(paths, root):
+    found, names = _split_root(paths)
+    assert found == root
+    assert [f"{root}/{name}" if root else name for name in names] == paths
 
 
 def test_units_share_inputs_evenly_and_in_order():
