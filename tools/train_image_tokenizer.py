@@ -30,6 +30,7 @@ PATCH_ONLY = ("grid",)
 VQGAN_ONLY = (
     *("channels", "multipliers", "res_blocks", "accumulate", "warmup", "codebook_start", "l1_weight", "l2_weight"),
     *("perceptual", "perceptual_weight", "gan_weight", "gan_start", "discriminator_channels", "discriminator_layers"),
+    "discriminator_rate",
     *("ema_decay", "zoom", "flip", "workers"),
 )
 NOT_IN_CONFIG = ("config", "help", "debug")
@@ -191,9 +192,10 @@ def _add_vqgan(add: Any) -> None:
     add(
         "--gan-weight",
         type=float,
-        help="of the adversarial term, times the adaptive weight; 0: no discriminator (0.75)",
+        help="of the adversarial term, times the adaptive weight; 0: no discriminator (0.2)",
     )
     add("--gan-start", type=int, help="first step with the discriminator (a tenth of the steps)")
+    add("--discriminator-rate", type=float, help="its learning rate, a multiple of the network's (2)")
     add("--discriminator-channels", type=int, help="after its first convolution (64)")
     add("--discriminator-layers", type=int, help="convolutions of stride 2 (3)")
     add("--ema-decay", type=float, help="of the averaged weights, which are evaluated and saved (0.9999)")

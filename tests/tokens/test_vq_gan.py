@@ -36,6 +36,7 @@ TRAINING = GanTraining(
     discriminator_channels=32,
     discriminator_layers=1,
     l2_weight=0.5,
+    gan_weight=0.75,
 )
 
 
@@ -94,6 +95,12 @@ def test_gradients_are_those_of_the_whole_loss(settled):
     discriminator.zero_grad()
     discriminator_loss(discriminator(batch), discriminator(output.detach())).backward()
     assert torch.allclose(judged, gradients(discriminator), rtol=1e-4, atol=1e-7)
+
+
+def test_the_discriminator_has_a_rate_of_its_own(settled):
+    train(settled, range(5, 6))
+    rates = [settled.optimizers[name][0].param_groups[0]["lr"] for name in ("optimizer", "discriminator_optimizer")]
+    assert rates == pytest.approx([settled.learning_rate(5), 2 * settled.learning_rate(5)])
 
 
 def test_the_discriminator_waits_for_its_step():

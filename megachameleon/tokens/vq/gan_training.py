@@ -42,7 +42,7 @@ class GanTraining(TrainingConfig):
     accumulate: int = 1
     """Parts that a process divides its share of a batch into, to save memory."""
     learning_rate: float = 1e-4
-    """Peak, of both networks; warmed up, then a cosine down to a tenth."""
+    """Peak; warmed up, then a cosine down to a tenth."""
     warmup: int | None = None
     """Steps; by default 2,000, at most a twentieth of all."""
     codebook_start: int | None = None
@@ -53,8 +53,11 @@ class GanTraining(TrainingConfig):
     perceptual: Path | None = None
     """Weights of VGG-16 for LPIPS; without them there is no perceptual term."""
     perceptual_weight: float = 1.0
-    gan_weight: float = 0.75
-    """Of the adversarial term, times the adaptive weight; 0 trains no discriminator."""
+    gan_weight: float = 0.2
+    """Of the adversarial term, times the adaptive weight; 0 trains no discriminator. Larger ones may leave the
+    discriminator behind for good: its loss is then 1, and real and drawn pictures have the same score."""
+    discriminator_rate: float = 2.0
+    """The discriminator's learning rate as a multiple of the network's."""
     gan_start: int | None = None
     """First step with a discriminator; by default after a tenth of the steps."""
     discriminator_channels: int = 64
@@ -70,7 +73,7 @@ class GanTraining(TrainingConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.steps:
                 raise ValueError(f"{name}={value} must lie between 0 and steps={self.steps}")
-        for name in ("commitment", "l1_weight", "l2_weight", "perceptual_weight", "gan_weight"):
+        for name in ("commitment", "l1_weight", "l2_weight", "perceptual_weight", "gan_weight", "discriminator_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not self.l1_weight + self.l2_weight > 0:
@@ -227,8 +230,9 @@ class GanTrainer(Trainer):
     def _update(self, name: str, step: int, also_averaged: Sequence[Tensor] = ()) -> None:
         optimizer, module = self.optimizers[name]
         average([*(p.grad for p in module.parameters() if p.grad is not None), *also_averaged])
+        rate = self.config.discriminator_rate if module is self.discriminator else 1.0
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = rate * self.learning_rate(step)
         optimizer.step()
 
 
