@@ -59,8 +59,8 @@ class Vocabulary:
                 )
         if not 0 <= codes.start < codes.stop <= self.text_start < self.size:
             raise ValueError(
-                f"vocabulary: picture codes {codes.start}..{codes.stop - 1}, text_start={self.text_start}, size={self.size}; "
-                "they must come in this order"
+                f"vocabulary: picture codes {codes.start}..{codes.stop - 1}, text_start={self.text_start}, "
+                f"size={self.size}; they must come in this order"
             )
 
     @classmethod

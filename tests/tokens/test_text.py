@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -141,8 +142,16 @@ def test_samples_do_not_depend_on_the_order_of_reading():
     texts = [f"text number {i}" for i in range(1000)]
     sample = sample_texts(texts, 4000)
     assert sample == sample_texts(reversed(texts), 4000)
-    assert 1500 < sum(map(len, sample)) <= 4000
+    assert 3980 < sum(map(len, sample)) <= 4000
     assert sorted(sample_texts(texts, 1 << 20)) == sorted(texts)
+
+
+def test_a_sample_of_few_long_texts_is_not_empty():
+    texts = ["a" * 150, "b" * 151, "c" * 152, "d" * 153]
+    for some in permutations(texts, 2):
+        assert len(sample_texts(some, 200)) == 1
+    assert len({tuple(sample_texts(some, 400)) for some in permutations(texts)}) == 1
+    assert sample_texts(texts[:1], 100) == texts[:1]
 
 
 def test_the_tool_trains_from_raw_sources(texts, tmp_path):

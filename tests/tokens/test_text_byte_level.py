@@ -91,6 +91,13 @@ def test_remembered_words_are_forgotten_when_there_are_too_many(source, library,
     assert 0 < len(tokenizer.engine._words) <= 5
 
 
+def test_long_words_are_not_remembered(source, library, tmp_path):
+    tokenizer = import_text_tokenizer(source, tmp_path)
+    text = f"{'gattaca' * 100} {'cat' * 1000} cat"
+    require_same(tokenizer, library, text)
+    assert list(tokenizer.engine._words) == [" cat"]
+
+
 def test_another_splitting_is_left_to_the_library(tmp_path):
     file = release_file()
     file["pre_tokenizer"]["pretokenizers"][3]["individual_digits"] = False

@@ -1,6 +1,7 @@
 """Training a text tokenizer: sentencepiece BPE for the text part of a mixed-modal vocabulary."""
 
 import hashlib
+import heapq
 import io
 import re
 import string
@@ -26,21 +27,20 @@ FIXED_PIECES = 1 + 256 + len(RELEASE_PIECES)
 def sample_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
     """A sample of at most `max_bytes` of UTF-8, chosen by the texts' hashes: the same for any order of reading.
 
-    One pass, bounded memory: whenever the sample grows over the limit, half of what is kept goes.
+    One pass, bounded memory: what is kept are the texts with the smallest hashes, at least one.
     """
-    kept: list[tuple[int, int, str]] = []
+    kept: list[tuple[int, int, str]] = []  # a heap, the largest hash first
     total, limit = 0, 1 << 64
     for text in texts:
         encoded = text.encode(errors="replace")
         rank = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
         if rank < limit:
-            kept.append((rank, len(encoded), text))
+            heapq.heappush(kept, (-rank, len(encoded), text))
             total += len(encoded)
         while total > max_bytes and len(kept) > 1:
-            limit //= 2
-            kept = [item for item in kept if item[0] < limit]
-            total = sum(size for _, size, _ in kept)
-    return [text for _, _, text in sorted(kept)]
+            largest, size, _ = heapq.heappop(kept)
+            limit, total = -largest, total - size
+    return [text for _, _, text in sorted(kept, reverse=True)]
 
 
 def train_text_tokenizer(

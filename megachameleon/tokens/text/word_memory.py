@@ -26,6 +26,8 @@ PLAIN = re.compile(r"[\t\n -~]*")
 WORD = re.compile(r"    |  | ?[A-Za-z]+|[\t\n -~]")
 """What the rules cut plain text into; they may cut a word further, if it has the name of a picture code in it."""
 MAX_WORDS = 2**17
+MAX_LETTERS = 64
+"""Longer words, such as the lines of genomes, hardly recur and would fill the memory with their ids."""
 
 
 def never_joins_words(pieces: Iterable[bytes]) -> bool:
@@ -54,7 +56,7 @@ def _name(step: dict[str, Any]) -> object:
 
 
 class WordMemory(dict[str, list[int]]):
-    """Ids of words, made when first asked for; forgets everything when it is full."""
+    """Ids of words of bounded length, made when first asked for; forgets everything when it is full."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         """
@@ -65,9 +67,11 @@ class WordMemory(dict[str, list[int]]):
         self._encode = encode
 
     def __missing__(self, word: str) -> list[int]:
-        if len(self) >= MAX_WORDS:
-            self.clear()
-        ids = self[word] = self._encode(word)
+        ids = self._encode(word)
+        if len(word) <= MAX_LETTERS:
+            if len(self) >= MAX_WORDS:
+                self.clear()
+            self[word] = ids
         return ids
 
     def encode(self, text: str, dtype: type) -> np.ndarray:
