@@ -1,6 +1,7 @@
 """Documents packed into one sample learn what each would alone in its own sample."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from cases import build_trainer, spread_norms
 from test_layouts import BASE, ORDERS, SP, fast_or_slow
 from whole import gather, relative_errors
 
-from megachameleon.data.samples import Sample
+from megachameleon.data.samples import Sample, stack
 from megachameleon.parallel.context import parallel_context
 
 LENGTHS = (5, 21, 2, 30)
@@ -30,7 +31,8 @@ def two_steps(config, form):
         if form == "stream":
             places = np.arange(config.data.sequence_length)
             samples = [replace(samples[0], document_ids=np.zeros_like(samples[0].document_ids), position_ids=places)]
-        reports = [train_step(trainer.state, samples, config, context, step=step, consumed=0) for step in range(2)]
+        listed = SimpleNamespace(batch=lambda positions: stack([samples[position] for position in positions]))
+        reports = [train_step(trainer.state, listed, config, context, step=step, consumed=0) for step in range(2)]
         return [(report.losses.loss, report.grad_norm) for report in reports], gather(
             trainer.state.model, context, gradients=False
         )
