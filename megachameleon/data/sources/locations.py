@@ -3,9 +3,11 @@
 A source is named by a string. Local files are opened directly; fsspec is imported only for URLs.
 """
 
+import errno
 import os
 import posixpath
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 BUFFER_BYTES = 1 << 20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
@@ -68,8 +71,8 @@ def resolve_beside(folder: str, name: str) -> str:
         if is_url(name) or path.startswith(("/", "..")) or "\\" in name:
             raise ValueError(f"image {name!r} lies outside the folder of the file that names it")
         return inside(folder, path)
-    local = (Path(folder) / name).resolve()
-    if not local.is_relative_to(Path(folder).resolve()):
+    local = Path(os.path.realpath(Path(folder, name)))  # unlike Path.resolve, no error where links go in a circle
+    if not local.is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"image {name!r} lies outside the folder of the file that names it")
     return str(local)
 
@@ -100,8 +103,13 @@ def file_size(source: str) -> int | None:
         ValueError: a URL whose file system is not installed or cannot be reached.
     """
     if not is_url(source):
-        path = Path(source)
-        return path.stat().st_size if path.is_file() else None
+        try:
+            status = Path(source).stat()
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
     with _told_with_url(source):
         system, path_there = _file_system(source)
         try:

@@ -120,6 +120,8 @@ def test_how_a_picture_is_fitted(tmp_path):
         (b'{"image": "x.png"}', "without a caption"),
         (b'{"image": "https://example.org/x.png", "text": "a"}', "is a URL"),
         (b'{"image": 5, "text": "a"}', "not a file name"),
+        (b'{"image": "' + b"long" * 80 + b'.png", "text": "a"}', "no such file"),
+        (b'{"image": "' + b"deep/" * 2000 + b'x.png", "text": "a"}', "no such file"),
         (b'{"text": 1' + b"0" * 5000 + b"}", "integer"),
         (b'{"texts": ["a"], "images": []}', "one length"),
         (b'{"texts": [null], "images": [null]}', "exactly one of texts[0]"),
@@ -129,6 +131,13 @@ def test_hostile_lines_are_bad_records_that_can_be_written(tmp_path, line, reaso
     (record,) = written(tmp_path, line)
     assert isinstance(record, BadRecord) and reason in record.reason
     json.dumps([record.file, record.place, record.reason], ensure_ascii=False).encode()
+
+
+def test_links_in_a_circle_cost_one_record(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("circle", "circle/x.png"):
+        (record,) = written(tmp_path, {"image": name, "text": "a"})
+        assert isinstance(record, BadRecord) and "no such file" in record.reason
 
 
 def test_lines_of_absurd_size_cost_one_record(tmp_path, monkeypatch):

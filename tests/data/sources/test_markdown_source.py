@@ -62,6 +62,11 @@ def test_equal_markup_in_code_and_text_is_told_apart(path):
     ]  # fmt: skip
 
 
+def test_tags_that_never_end_cost_little_time(path):
+    tag = """<img alt='a < "b' src="1.png" title=it's>"""
+    assert parts(path, f"<div>\n{tag}{'<img ' * 50_000}")[1] == png(1)
+
+
 def test_text_without_pictures_is_kept_as_it_is(path):
     assert parts(path, "    code\r\n\r\n* a\n  * b\n") == ["    code\n\n* a\n  * b"]
 
