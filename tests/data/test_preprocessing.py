@@ -53,6 +53,7 @@ def test_records_become_documents_with_text_and_codes(make_plan, tokenizer_folde
 
 
 def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("megachameleon.data.preprocessing.BATCH_RECORDS", 3)
     expected = make_plan("a")
     run_units(expected, RunOptions())
     cached = make_plan("b")
@@ -67,9 +68,14 @@ def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_pa
         patch.setattr(ImageTokenizer, "encode", lambda self, pictures: pytest.fail("not from the cache"))
         run_units(again, options)
     assert shard_bytes(again) == shard_bytes(expected)
-    parallel = make_plan("d")
-    run_units(parallel, RunOptions(workers=2))
-    assert shard_bytes(parallel) == shard_bytes(expected)
+    for workers in (2, 3):
+        parallel = make_plan(f"workers{workers}")
+        run_units(parallel, RunOptions(workers=workers))
+        assert shard_bytes(parallel) == shard_bytes(expected)
+    monkeypatch.undo()
+    large_batches = make_plan("large")
+    run_units(large_batches, RunOptions())
+    assert shard_bytes(large_batches) == shard_bytes(expected)
 
 
 def test_finished_units_are_left_alone_and_damaged_ones_made_again(make_plan):
