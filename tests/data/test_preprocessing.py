@@ -1,4 +1,5 @@
 import base64
+import errno
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from megachameleon.data.jobs import RunOptions, run_units
 from megachameleon.data.merging import merge_shards
 from megachameleon.data.plan import PlannedInput, load_plan, make_units
 from megachameleon.data.plan_making import _split_root, plan_preprocessing
-from megachameleon.data.shards import Dataset
+from megachameleon.data.shards import Dataset, ShardReader
 from megachameleon.data.unit_state import unit_states
 from megachameleon.data.verification import verify_units
 from megachameleon.tokens.pictures import open_picture, prepare_picture
@@ -52,7 +53,8 @@ def test_records_become_documents_with_text_and_codes(make_plan, tokenizer_folde
     assert verify_units(folder) == []
 
 
-def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_path, monkeypatch, workers):
     monkeypatch.setattr("megachameleon.data.preprocessing.BATCH_RECORDS", 3)
     expected = make_plan("a")
     run_units(expected, RunOptions())
@@ -68,10 +70,9 @@ def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_pa
         patch.setattr(ImageTokenizer, "encode", lambda self, pictures: pytest.fail("not from the cache"))
         run_units(again, options)
     assert shard_bytes(again) == shard_bytes(expected)
-    for workers in (2, 3):
-        parallel = make_plan(f"workers{workers}")
-        run_units(parallel, RunOptions(workers=workers))
-        assert shard_bytes(parallel) == shard_bytes(expected)
+    parallel = make_plan("parallel")
+    run_units(parallel, RunOptions(workers=workers))
+    assert shard_bytes(parallel) == shard_bytes(expected)
     monkeypatch.undo()
     large_batches = make_plan("large")
     run_units(large_batches, RunOptions())
@@ -212,6 +213,8 @@ def test_impossible_numbers_and_devices_are_refused(make_plan, monkeypatch):
     with pytest.raises(ValueError, match="--workers 0: must be at least 1"):
         run_units(make_plan(), RunOptions(workers=0))
     for share in (-1, float("nan"), 7):
+        with pytest.raises(ValueError, match="--threads 0: must be at least 1"):
+            RunOptions(num_threads=0)
         with pytest.raises(ValueError, match=r"--max-bad .* between 0 and 1"):
             RunOptions(max_bad=share)
 
@@ -246,6 +249,45 @@ def test_damaged_archives_fail_the_plan_or_give_what_is_whole(make_plan, raw):
         "place": "end",
         "reason": "damaged or truncated (no end mark; the file ends at byte 5,000)",
     }
+
+
+def test_an_archive_that_was_damaged_after_the_plan_is_not_taken(make_plan, raw):
+    folder = make_plan(allow_damaged_archives=True)
+    path = raw / "pairs.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[:5120] + b"?" * 512 + content[5632:])
+    with pytest.raises(ValueError, match=r"pairs\.tar: changed since the plan"):
+        run_units(folder, RunOptions())
+
+
+def test_an_input_that_cannot_be_read_fails_its_unit_alone(make_plan, monkeypatch):
+    folder = make_plan()
+    read = Path.open
+
+    def fail(self, *arguments, **options):
+        if self.name == "pairs.tar":
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return read(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        with pytest.raises(ValueError, match=r"pairs\.tar.*nput/output error"):
+            run_units(folder, RunOptions())
+    assert [state.state for state in unit_states(load_plan(folder))] == ["finished", "failed", "finished"]
+
+
+def test_a_shard_that_cannot_be_read_is_a_problem_among_others(make_plan, monkeypatch):
+    folder = make_plan()
+    run_units(folder, RunOptions())
+    (folder / "00001-pairs.json").write_text("{")
+
+    def fail(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ShardReader, "verify", fail)
+    first, second, third = verify_units(folder)
+    assert "00001-pairs: " in second
+    assert all("cannot be read" in problem and "nput/output error" in problem for problem in (first, third))
 
 
 def test_changed_inputs_and_plans_are_refused(make_plan, raw, tokenizer_folder):
