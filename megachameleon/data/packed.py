@@ -17,6 +17,7 @@ from megachameleon.data.pack_file import PackedShard, content_of, pack_path, pac
 from megachameleon.data.pack_index import PackIndex, index_path
 from megachameleon.data.pack_summary import PackSummary, shard_summary, total
 from megachameleon.data.packing import PackingMode
+from megachameleon.data.plan import PLAN_FILE, load_plan
 from megachameleon.data.samples import Sample
 from megachameleon.data.shards import ShardReader, shard_file, shard_prefixes
 from megachameleon.data.strata import NUM_STRATA
@@ -205,11 +206,16 @@ class IndexedSource:
     def __init__(self, folder: Path, path: Path) -> None:
         """
         Raises:
-            ValueError: the index is damaged or of another version.
+            ValueError: the index is damaged, of another version, or made before the folder's plan.
         """
         self.folder = folder
         self.index = PackIndex(path)
         self.summary = self.index.summary
+        if (folder / PLAN_FILE).exists() and (planned := load_plan(folder).num_units) != self.summary.shards:
+            raise ValueError(
+                f"{path}: made of {self.summary.shards:,} shards, but the plan beside it has {planned:,} units; "
+                "run preprocess_data.py pack again"
+            )
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def find(self, stratum: int, ordinal: int) -> tuple[PackedShard, int]:

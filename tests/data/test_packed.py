@@ -8,12 +8,14 @@ import pytest
 
 from megachameleon.data import packed as packed_module
 from megachameleon.data.blending import BlendedSamples
+from megachameleon.data.documents import DocumentOptions
 from megachameleon.data.mixture import Stage
 from megachameleon.data.pack_file import pack_path, verify_pack
 from megachameleon.data.pack_index import PackIndex, ShardEntry, index_path, write_index
 from megachameleon.data.packed import IndexedSource, PackedDataset, Place, open_packed
 from megachameleon.data.packing import PACKING_MODES
 from megachameleon.data.packing_job import pack_folder, verify_packs
+from megachameleon.data.plan import PlannedInput, make_units, save_plan
 from megachameleon.data.strata import NUM_STRATA
 
 LENGTH = 31
@@ -146,6 +148,21 @@ def test_a_flipped_bit_of_the_data_is_noticed_when_it_is_read(folder):
     dataset = open_packed([folder], LENGTH, "best_fit")
     with pytest.raises(ValueError, match=r"unit_1.bin: sample \d+ has another checksum"):
         all_samples(dataset)
+
+
+def test_an_index_from_before_the_plan_grew_is_refused(folder):
+    pack_folder(folder, LENGTH, "best_fit")
+    shared = dict.fromkeys(("root", "tokenizer", "tokenizer_fingerprint"), "")
+    shared |= {"image_tokenizer": None, "image_tokenizer_fingerprint": None, "options": DocumentOptions()}
+    shared |= {"allow_damaged_archives": False, "drop_duplicates": False}
+    entry = {"bytes": 1, "sha256": "0" * 64, "text_bytes": 1, "num_pictures": 0}
+    for count in (5, 6):
+        units = make_units([PlannedInput(name=f"{i}.jsonl", **entry) for i in range(count)])
+        save_plan(folder, shared, units, np.empty(0, np.int64), replace=True)
+        if count == 5:
+            open_packed([folder], LENGTH, "best_fit")
+    with pytest.raises(ValueError, match="made of 5 shards, but the plan beside it has 6 units"):
+        open_packed([folder], LENGTH, "best_fit")
 
 
 def test_too_much_to_pack_at_each_start_asks_for_an_index(folder, monkeypatch):

@@ -1,5 +1,4 @@
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +32,8 @@ def test_one_unit_of_many_is_read_alone(tmp_path, monkeypatch):
     read: list[int] = []
     open_file = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *how, **more: _Counting(open_file(self, *how, **more), read.append))
-    start = time.monotonic()
     plan = load_plan(tmp_path)
     unit = plan.unit(7_654)
-    assert time.monotonic() - start < 1
     assert unit == units[7_654]
     assert plan.input_path(unit.inputs[0]) == "s3://bucket/raw/part/007654.jsonl"
     assert sum(read) < 3000 < total / 500
