@@ -83,6 +83,7 @@ def make_job(arguments: argparse.Namespace, device: Any) -> "Job":
         shape = PatchConfig(**_given(arguments, "image_size", "grid", "code_dim"))
         training = PatchTraining(**shared, **_given(arguments, "num_codes"))
     job_names = ("held_out", "checkpoint_every", "evaluate_every", "pictures_every", "fid_weights", "workers")
+    max_pictures = {"max_pictures": None if vqgan else 50_000} | _given(arguments, "max_pictures")
     return Job(
         inputs=tuple(parse_input(text) for text in arguments.input),
         output=arguments.output,
@@ -90,7 +91,7 @@ def make_job(arguments: argparse.Namespace, device: Any) -> "Job":
         training=training,
         weights=dict(parse_weight(text) for text in arguments.weight or ()),
         augmentation=Augmentation(**_given(arguments, "zoom", "flip")),
-        max_pictures=arguments.max_pictures or (None if vqgan else 50_000),
+        **max_pictures,
         **_given(arguments, *job_names),
     )
 

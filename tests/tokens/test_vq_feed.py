@@ -136,7 +136,7 @@ def test_nothing_but_damaged_pictures_stops_training(folder):
 def test_fewer_pictures_may_be_asked_for(folder):
     files = find_pictures([PictureInput(folder)]).files
     split = split_files(files, held_out=100, max_pictures=10)
-    assert len(split.train) == 10 and len(split.held_out) == 4
+    assert len(split.train) == 10 and len(split.held_out) == 4 and split.num_files == 40
     assert split.fingerprint != split_files(files, held_out=3, max_pictures=10).fingerprint
     with pytest.raises(ValueError, match="zoom"):
         Augmentation(zoom=0.5)

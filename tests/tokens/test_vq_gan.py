@@ -251,6 +251,8 @@ def test_two_processes_train_as_one(tmp_path):
         ({"l1_weight": 0.0, "l2_weight": 0.0}, "both 0"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"gan_weight": -1.0}, "gan_weight=-1.0 must not be negative"),
+        ({"discriminator_channels": 40}, "discriminator_channels=40 must be a multiple of 16"),
+        ({"discriminator_layers": 0}, "discriminator_layers=0 must be at least 1"),
         ({"discriminator_layers": 3}, "--discriminator-layers 3 needs pictures of at least 24 pixels, not 16"),
     ],
 )

@@ -120,6 +120,21 @@ def test_a_checkpoint_of_other_flags_or_pictures_is_refused(small, pictures, mon
         run(small)
 
 
+@pytest.mark.parametrize(
+    "values", [{"checkpoint_every": 0}, {"evaluate_every": -1}, {"held_out": 0}, {"max_pictures": 0}]
+)
+def test_impossible_jobs_are_refused(small, values):
+    name, value = next(iter(values.items()))
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} {value} must be at least"):
+        replace(small, **values)
+
+
+def test_processes_that_start_apart_are_refused(small, monkeypatch):
+    monkeypatch.setattr(running, "of_all_processes", lambda start: [start, ("other", 0)])
+    with pytest.raises(ValueError, match="process 1 finds other pictures or another checkpoint"):
+        run(small)
+
+
 def test_too_little_disk_is_refused(small, monkeypatch):
     monkeypatch.setattr(running, "OTHER_BYTES", 10**18)
     with pytest.raises(ValueError, match="training an image tokenizer needs"):

@@ -97,6 +97,30 @@ def test_codes_follow_the_mean_and_dead_ones_are_revived():
     assert codebook.codes[0].item() == pytest.approx(1.75)
 
 
+def test_codes_that_nothing_uses_stay_where_they_are():
+    codebook = Codebook(2, 1)
+    codebook.codes.copy_(torch.tensor([[0.0], [100.0]]))
+    codebook.counts.fill_(1.0)
+    codebook.sums.copy_(codebook.codes)
+    vectors = torch.ones(4, 1)
+    for _ in range(100):
+        codebook.update(vectors, codebook.nearest(vectors), decay=0.5)
+    assert codebook.codes.flatten().tolist() == pytest.approx([1.0, 100.0], rel=0.01)
+
+
+def test_reconstructions_are_measured_without_tf32(monkeypatch):
+    trainer, seen = PatchTrainer(SHAPE, PatchTraining(num_codes=16), CPU), []
+    encode = trainer.network.encode
+
+    def watch(pixels):
+        seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        return encode(pixels)
+
+    monkeypatch.setattr(trainer.network, "encode", watch)
+    trainer.reconstruct(stripes(2))
+    assert seen == [("ieee", "ieee")]
+
+
 def test_orthogonalise_evens_singular_values_and_keeps_vectors():
     torch.manual_seed(0)
     for shape in ((6, 20), (20, 6)):
@@ -122,7 +146,10 @@ def test_optimizer_descends_kernels_and_vectors():
     assert losses[-1] < 0.05 * losses[0]
 
 
-@pytest.mark.parametrize("values", [{"steps": 0}, {"precision": "fp8"}, {"learning_rate": 2.0}])
+IMPOSSIBLE = [{"steps": 0}, {"precision": "fp8"}, {"learning_rate": 2.0}, {"codebook_decay": 1.0}, {"commitment": -1.0}]
+
+
+@pytest.mark.parametrize("values", IMPOSSIBLE)
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         PatchTraining(**values)

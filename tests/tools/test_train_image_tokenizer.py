@@ -91,6 +91,7 @@ def test_a_wrong_config_file_is_refused(tool, tmp_path, text, message):
         (["--input", "a", "--output", "b", "--network", "vqgan", "--grid", "3"], "--grid is not a setting"),
         (["--input", "a", "--output", "b", "--weight", "faces"], "--weight faces: write TAG=FACTOR"),
         (["--input", "a", "--output", "b", "--network", "vqgan", "--zoom", "9"], "--zoom"),
+        (["--input", "a", "--output", "b", "--max-pictures", "0"], "--max-pictures 0 must be at least 1"),
     ],
 )
 def test_wrong_flags_are_refused(tool, flags, message):

@@ -13,7 +13,7 @@ class PatchDiscriminator(nn.Module):
     gives the same result however a batch is divided.
 
     Args:
-        channels: after the first convolution; a multiple of 32. They double with each further one, up to eight times.
+        channels: after the first convolution; a multiple of 16. They double with each further one, up to eight times.
         layers: convolutions of stride 2; each doubles the side of the patches.
     """
 

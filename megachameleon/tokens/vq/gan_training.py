@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from megachameleon.tokens.vq.averaging import AveragedWeights
-from megachameleon.tokens.vq.discriminator import PatchDiscriminator
+from megachameleon.tokens.vq.discriminator import NORM_GROUPS, PatchDiscriminator
 from megachameleon.tokens.vq.losses import (
     adaptive_weight,
     discriminator_loss,
@@ -73,7 +73,12 @@ class GanTraining(TrainingConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.steps:
                 raise ValueError(f"{name}={value} must lie between 0 and steps={self.steps}")
-        for name in ("commitment", "l1_weight", "l2_weight", "perceptual_weight", "gan_weight", "discriminator_rate"):
+        if self.discriminator_channels < 1 or 2 * self.discriminator_channels % NORM_GROUPS:
+            multiple = NORM_GROUPS // 2  # the first norm comes after the first doubling
+            raise ValueError(f"discriminator_channels={self.discriminator_channels} must be a multiple of {multiple}")
+        if self.discriminator_layers < 1:
+            raise ValueError(f"discriminator_layers={self.discriminator_layers} must be at least 1")
+        for name in ("l1_weight", "l2_weight", "perceptual_weight", "gan_weight", "discriminator_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not self.l1_weight + self.l2_weight > 0:

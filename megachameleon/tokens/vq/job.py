@@ -46,6 +46,13 @@ class Job:
     """Steps between sheets of reconstructions; 0 for the end alone."""
     log_every: int = 20
 
+    def __post_init__(self) -> None:
+        smallest = {"held_out": 1, "max_pictures": 1, "workers": 1, "checkpoint_every": 1, "log_every": 1}
+        for name, least in (smallest | {"evaluate_every": 0, "pictures_every": 0}).items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+
     @property
     def flags(self) -> dict[str, Any]:
         """The plain values that a resumed run must share."""

@@ -1,10 +1,13 @@
 """What the processes that train an image tokenizer together tell each other."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 MESSAGE_NUMBERS = 1 << 24
 """Numbers in one message, so that the copy that is sent stays small beside a network."""
@@ -39,6 +42,15 @@ def gathered(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def of_all_processes(value: Value) -> list[Value]:
+    """What each process gives, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    everybody = [value] * dist.get_world_size()
+    dist.all_gather_object(everybody, value)
+    return everybody
 
 
 def _average_together(tensors: Sequence[Tensor]) -> None:

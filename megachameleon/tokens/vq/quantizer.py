@@ -16,6 +16,8 @@ CHUNK = 8192
 KMEANS_ROUNDS = 12
 REVIVE_BELOW = 0.03
 """A code is dead when its share of vectors falls below this part of the even share."""
+COUNT_FLOOR = 1e-3
+"""Codes with fewer vectors a step stay where they are."""
 REVIVED_SHARE = 0.3
 """Share of the even share with which a revived code starts, so that it is not declared dead at once."""
 
@@ -85,7 +87,8 @@ class Codebook(nn.Module):
             dist.all_reduce(sums)
         self.counts.mul_(decay).add_(counts, alpha=1 - decay)
         self.sums.mul_(decay).add_(sums, alpha=1 - decay)
-        self.codes.copy_(self.sums / self.counts.clamp(min=1e-3)[:, None])
+        used = self.counts[:, None] > COUNT_FLOOR  # others would sink to 0
+        self.codes.copy_(torch.where(used, self.sums / self.counts.clamp(min=COUNT_FLOOR)[:, None], self.codes))
 
     @torch.no_grad()
     def revive(self, vectors: Tensor, indices: Tensor, generator: torch.Generator) -> None:

@@ -16,7 +16,7 @@ from megachameleon.files import require_free_space, require_usable_folder, write
 from megachameleon.tokens.vq.evaluation import Scores, evaluate
 from megachameleon.tokens.vq.job import Job, make_trainer, open_feed
 from megachameleon.tokens.vq.perceptual import FrechetDistance
-from megachameleon.tokens.vq.processes import rank_and_world
+from megachameleon.tokens.vq.processes import of_all_processes, rank_and_world
 from megachameleon.tokens.vq.quality import psnr_of_error
 from megachameleon.tokens.vq.report import (
     METRICS_FILE,
@@ -83,6 +83,7 @@ class _Run:
         self.feed = open_feed(job, self.trainer, progress=self.main)
         try:
             progress = self._restore(checkpoint)
+            self._require_same_start(progress)
             if self.main:
                 self._prepare_folder(progress)
             self._finish(self._train(progress))
@@ -100,6 +101,14 @@ class _Run:
             )
         self.trainer.load_state(tensors)
         return progress
+
+    def _require_same_start(self, progress: Progress) -> None:
+        for process, start in enumerate(starts := of_all_processes((self.feed.fingerprint, progress.step))):
+            if start != starts[0]:
+                raise ValueError(
+                    f"--input, --output: process {process} finds other pictures or another checkpoint there than "
+                    "process 0; give folders that all machines share"
+                )
 
     def _prepare_folder(self, progress: Progress) -> None:
         self.job.output.mkdir(parents=True, exist_ok=True)
@@ -228,12 +237,9 @@ class _Run:
         """Let process 0 write what every process has set aside."""
         mine = self.feed.quarantine[self.shared :]
         self.shared += len(mine)
-        if dist.is_initialized():
-            everybody: list[list[dict[str, str]]] = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(everybody, mine)
-            mine = [entry for entries in everybody for entry in entries]
+        entries = [entry for theirs in of_all_processes(mine) for entry in theirs]
         if self.main:
-            self._write_quarantine(mine)
+            self._write_quarantine(entries)
 
     def _write_quarantine(self, entries: list[dict[str, str]]) -> None:
         path, before = self.job.output / QUARANTINE_FILE, len(self.quarantine)

@@ -51,6 +51,8 @@ class Split:
     held_out: list[PictureFile]
     num_duplicates: int
     """Training files left out because their bytes equal a held-out picture's."""
+    num_files: int
+    """Files given, those left out included."""
     quarantine: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -93,7 +95,7 @@ def split_files(files: Sequence[PictureFile], *, held_out: int, max_pictures: in
     train = [file for file in remaining if file.size not in sizes or not _is_among(file, chosen)]
     require_enough(len(train) + len(chosen), len(files), quarantine)
     num_duplicates = len(files) - len(train) - len(chosen) - len(quarantine)
-    return Split(train[:max_pictures], list(chosen.values()), num_duplicates, quarantine)
+    return Split(train[:max_pictures], list(chosen.values()), num_duplicates, len(files), quarantine)
 
 
 class StreamFeed(Feed):
@@ -117,8 +119,8 @@ class StreamFeed(Feed):
         self._split, self._augmentation = split, augmentation
         self.fingerprint = split.fingerprint
         self.num_train, self.num_held_out = len(split.train), len(split.held_out)
-        self.num_duplicates, self.quarantine = split.num_duplicates, list(split.quarantine)
-        self.num_files = self.num_train + self.num_held_out + self.num_duplicates + len(self.quarantine)
+        self.num_files, self.num_duplicates = split.num_files, split.num_duplicates
+        self.quarantine = list(split.quarantine)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
         self._lock, self._unusable = threading.Lock(), {entry["origin"] for entry in self.quarantine}
         self._ahead: dict[int, list[Future[np.ndarray]]] = {}

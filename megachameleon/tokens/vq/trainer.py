@@ -15,7 +15,16 @@ from torch import Tensor
 from megachameleon.tokens.vq.chance import generator
 from megachameleon.tokens.vq.processes import rank_and_world
 from megachameleon.tokens.vq.quantizer import Codebook
-from megachameleon.tokens.vq.tokenizer import PRECISIONS, Network, Shape, flatten, to_float, to_uint8, unflatten
+from megachameleon.tokens.vq.tokenizer import (
+    PRECISIONS,
+    Network,
+    Shape,
+    flatten,
+    to_float,
+    to_uint8,
+    unflatten,
+    without_tf32,
+)
 
 KMEANS_PICTURES = 1024
 KMEANS_VECTORS_PER_CODE = 64
@@ -48,6 +57,10 @@ class TrainingConfig:
             raise ValueError(f"precision={self.precision!r} must be {' or '.join(PRECISIONS)}")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate={self.learning_rate} must lie between 0 and 1")
+        if not 0 <= self.codebook_decay < 1:
+            raise ValueError(f"codebook_decay={self.codebook_decay} must lie between 0 and 1, as 0.99 does")
+        if self.commitment < 0:
+            raise ValueError(f"commitment={self.commitment} must not be negative")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed={self.seed} must lie between 0 and {2**31 - 1}")
 
@@ -130,8 +143,9 @@ class Trainer(ABC):
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Through the codebook in fp32: uint8 [B, 3, S, S] to the same and codes int64 [B, cells], on the CPU."""
-        indices = self.codebook.nearest(flatten(self.evaluated.encode(self.to_device(pictures))))
-        output = to_uint8(self.evaluated.decode(unflatten(self.codebook.lookup(indices), self.grid)))
+        with without_tf32():
+            indices = self.codebook.nearest(flatten(self.evaluated.encode(self.to_device(pictures))))
+            output = to_uint8(self.evaluated.decode(unflatten(self.codebook.lookup(indices), self.grid)))
         return output.cpu(), indices.view(len(pictures), -1).cpu()
 
     def quantize(self, vectors: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
