@@ -142,6 +142,7 @@ DAMAGE = {
     "no model.vocab": lambda file: file["model"].update(vocab=["a"]),
     "without content or id": lambda file: file["added_tokens"].append({"content": "x"}),
     "text pieces with ids": lambda file: file["model"]["vocab"].update(more=5000),
+    "pre_tokenizer does not end": lambda file: file["pre_tokenizer"].update(pretokenizers=None),
     "stands for no byte": lambda file: file["model"]["vocab"].update({"漢": file["model"]["vocab"].pop("01")}),
     "the tokenizers library refuses it": lambda file: file["model"]["merges"].append("漢 字"),
 }

@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from megachameleon.tokens.vq import perceptual
 from megachameleon.tokens.vq.perceptual import FrechetDistance, PerceptualLoss
@@ -126,6 +127,12 @@ def test_weights_that_would_execute_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="not a file of plain weights"):
         perceptual._read_state(tmp_path / "harmful.pth", "--perceptual", "VGG-16")
     assert "executed" not in capsys.readouterr().out
+
+
+def test_inception_is_read_from_one_kind_of_file_only(tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors: safetensors cannot be read here; give torch-fidelity's"):
+        FrechetDistance(tmp_path / "a.safetensors", CPU)
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):

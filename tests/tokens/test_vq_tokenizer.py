@@ -205,6 +205,7 @@ def test_tf32_is_off_while_it_computes_and_as_it_was_afterwards(folder, monkeypa
         ({"network": "other"}, "network 'other' is unknown"),
         ({"network": "vqgan"}, "does not describe"),
         ({"num_codes": 13}, "not the weights"),
+        ({"num_codes": 10**15}, "not the weights"),
         ({"config": asdict(CONFIG) | {"code_dim": 9}}, "not the weights"),
     ],
 )

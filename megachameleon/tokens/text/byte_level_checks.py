@@ -92,7 +92,7 @@ def steps_of(pre_tokenizer: Any) -> list[dict[str, Any]]:
         return []
     if pre_tokenizer.get("type") != "Sequence":
         return [pre_tokenizer]
-    return [step for part in pre_tokenizer.get("pretokenizers", []) for step in steps_of(part)]
+    return [step for part in pre_tokenizer.get("pretokenizers") or [] for step in steps_of(part)]
 
 
 def require_layout(ids: dict[str, int], vocabulary: Vocabulary, origin: str) -> None:

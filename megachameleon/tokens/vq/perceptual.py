@@ -51,8 +51,11 @@ class FrechetDistance:
     """
 
     def __init__(self, weights: Path, device: torch.device) -> None:
+        # torch-fidelity reads the file with all that pickle allows, so it is read here first, with tensors only. A
+        # .safetensors file would be read here otherwise than there.
+        if weights.suffix == ".safetensors":
+            raise ValueError(f"--fid-weights {weights}: safetensors cannot be read here; give {INCEPTION_FILE}")
         fid = _imported("torchmetrics.image.fid", "--fid-weights")
-        # torch-fidelity reads the file with all that pickle allows, so it is read here first, with tensors only.
         _read_state(weights, "--fid-weights", INCEPTION_FILE)
         try:
             self._metric = fid.FrechetInceptionDistance(feature_extractor_weights_path=str(weights)).to(device)

@@ -153,10 +153,10 @@ class ImageTokenizer:
             raise ValueError(f"{weights}: no such file; train the image tokenizer again or copy both of its files")
         if sha256_of(weights) != parsed.weights_sha256:
             raise ValueError(f"{weights}: does not match {CONFIG_FILE} beside it; copy both files again")
-        codebook = Codebook(parsed.num_codes, parsed.config.code_dim)
         with torch.device("meta"):
             network = parsed.make_network()
         try:
+            codebook = Codebook(parsed.num_codes, parsed.config.code_dim)
             tensors = load_file(weights)
             if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
                 raise ValueError("not all of them are fp32")
