@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megachameleon.console import progress_bar
+from megachameleon.console import describe_error, progress_bar
 from megachameleon.data.blocks import Batch, Block, BlockSettings, make_block_work
 from megachameleon.data.picture_codes import CodeCaches, CodeFiller, PictureCounts
 from megachameleon.data.plan import Plan, Unit, load_plan
@@ -46,6 +46,8 @@ class RunOptions:
             raise ValueError(f"--max-bad {self.max_bad}: must be a share between 0 and 1, such as 0.01")
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"--threads {self.num_threads}: must be at least 1; leave it out for PyTorch's number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +160,10 @@ class _Run:
                 forget_failure(plan.folder, unit)
         except NoRoomError:
             raise
-        except ValueError as error:
-            note_failure(plan.folder, unit, " ".join(str(error).split()))
-            return error
+        except (ValueError, OSError) as error:  # an input that cannot be read is its unit's matter
+            reason = describe_error(error) + ("" if isinstance(error, ValueError) else "; mend that and run again")
+            note_failure(plan.folder, unit, reason)
+            return ValueError(reason)
         return None
 
 

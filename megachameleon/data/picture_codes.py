@@ -177,7 +177,7 @@ class CodeFiller:
         self._waiting.append(block)
         while self._missing and len(self._missing) >= self._batch_size():
             self._encode()
-        if len(self._waiting) > MAX_WAITING:
+        if len(self._waiting) > MAX_WAITING or len(self._known) > 2 * self._limit:
             yield from self.finish()
         yield from self._complete()
 

@@ -28,7 +28,7 @@ from megachameleon.data.sources.damage import DamagedArchiveError
 from megachameleon.data.sources.locations import file_size
 from megachameleon.data.sources.raw import RawRecord
 from megachameleon.data.sources.registry import KINDS, kind_of_source
-from megachameleon.data.sources.surveying import SourceHash, read_hashed
+from megachameleon.data.sources.surveying import SourceHash, hash_source, read_hashed
 from megachameleon.data.worker_pool import WorkerPool
 from megachameleon.files import NoRoomError, write_text
 
@@ -156,8 +156,8 @@ class UnitRun:
     def _require_unchanged(self) -> None:
         for number, item in enumerate(self._unit.inputs):
             path = self._plan.input_path(item)
-            found = self._hashes.get(number)  # none of a damaged archive, whose end cannot be found
-            if found is not None and (found.bytes, found.sha256) != (item.bytes, item.sha256):
+            found = self._hashes.get(number) or hash_source(path)  # a damaged archive was not read to its end
+            if (found.bytes, found.sha256) != (item.bytes, item.sha256):
                 raise _changed(path)
             if item.references not in (UNKNOWN_REFERENCES, self._references[number].value() or ""):
                 raise ValueError(

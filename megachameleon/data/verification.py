@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from megachameleon.console import progress_bar
+from megachameleon.console import describe_error, progress_bar
 from megachameleon.data.plan import Plan, load_plan
 from megachameleon.data.shards import ShardReader, shard_file
 from megachameleon.data.unit_state import unit_state
@@ -45,6 +45,8 @@ def _make_check(plan: Plan, discard: bool) -> Callable[[int], str | None]:
         prefix = plan.folder / state.unit.name
         try:
             ShardReader(prefix).verify()
+        except OSError as error:
+            return f"{prefix}: cannot be read ({describe_error(error)})"
         except ValueError as error:
             if discard:
                 shard_file(prefix, ".json").unlink(missing_ok=True)

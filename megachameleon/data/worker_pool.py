@@ -144,7 +144,7 @@ class _Stream:
         self._changed = threading.Condition()
         self._done: dict[int, tuple[bool, Any]] = {}
         self._last: int | None = None
-        self._died: WorkerDiedError | None = None
+        self._died: Exception | None = None
         self._stopped = False
 
     def results(self) -> Iterator[Any]:
@@ -191,6 +191,8 @@ class _Stream:
         except (EOFError, OSError):
             process.join(2)
             self._report_death(process)
+        except Exception as error:  # a result that cannot be made anew here; without word of it, all would wait
+            self._give_up(error)
 
     def _send(self, connection: Connection, number: int, task: Any) -> bool:
         try:
@@ -236,11 +238,16 @@ class _Stream:
             return
         code = process.exitcode
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        with self._changed:
-            self._died = self._died or WorkerDiedError(
+        self._give_up(
+            WorkerDiedError(
                 f"{process.name} died ({how}; out of memory?); finished units stay: run again, with fewer --workers "
                 "if memory was short"
             )
+        )
+
+    def _give_up(self, error: Exception) -> None:
+        with self._changed:
+            self._died = self._died or error
             self._changed.notify_all()
 
 

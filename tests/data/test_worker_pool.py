@@ -85,6 +85,25 @@ def test_a_worker_that_dies_is_noticed_at_once_whatever_the_others_do():
         assert next(pool.ordered([3]))[0] == 3  # with new processes
 
 
+class Unmakeable:
+    """Cannot be made anew from its pickle."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def make_unmakeable():
+    return lambda task: Unmakeable()
+
+
+def test_a_result_that_cannot_be_taken_over_is_an_error_and_no_wait():
+    with (
+        WorkerPool(make_unmakeable, (), 2) as pool,
+        pytest.raises(ValueError, match="invalid literal for int"),
+    ):
+        list(pool.ordered(range(9)))
+
+
 def test_a_worker_that_cannot_start_says_why():
     with WorkerPool(make_work, (1, "one too many"), 2) as pool, pytest.raises(TypeError, match="positional argument"):
         list(pool.ordered([1]))
