@@ -3,9 +3,14 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megachameleon.console import progress_bar, run_tool, tool_parser
+
+if TYPE_CHECKING:
+    from megachameleon.tokens.vocabulary import Vocabulary
 
 EXAMPLES = """\
   # the demo's kind: 4,096 ids in all, of which 512 are codes of pictures of 8 x 8 codes
@@ -37,14 +42,13 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="ids in all: text, picture codes and control ids; rounded up to a multiple of 64",
     )
-    add("--num-codes", type=int, default=8192, help="picture codes, with --vocab-size (default %(default)s)")
-    add("--grid", type=_grid, default=(32, 32), help="rows x columns of codes in a picture (default 32x32)")
+    add("--num-codes", type=int, help="picture codes, with --vocab-size (default 8192)")
+    add("--grid", type=_grid, help="rows x columns of codes in a picture, with --vocab-size (default 32x32)")
     add("--max-megabytes", type=float, default=200.0, help="text to train on; more is sampled (default %(default)s)")
     add(
         "--character-coverage",
         type=float,
-        default=0.9999,
-        help="of sentencepiece: other characters become bytes (default %(default)s)",
+        help="of sentencepiece: other characters become bytes (default 0.9999)",
     )
     return parser
 
@@ -53,17 +57,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Sample the inputs' text, train, and write the folder."""
     from megachameleon.data.sources import find_sources
     from megachameleon.tokens.text.training import sample_texts, train_text_tokenizer
-    from megachameleon.tokens.vocabulary import Vocabulary
 
-    if arguments.layout == "chameleon":
-        vocabulary = Vocabulary()
-    else:
-        fixed = Vocabulary.compact(num_text_ids=64, num_image_codes=arguments.num_codes, image_grid=arguments.grid)
-        vocabulary = Vocabulary.compact(
-            num_text_ids=max(1, arguments.vocab_size - fixed.text_start),
-            num_image_codes=arguments.num_codes,
-            image_grid=arguments.grid,
-        )
+    vocabulary = _vocabulary(arguments)
+    coverage = arguments.character_coverage
+    if arguments.kind == "byte-level" and coverage is not None:
+        raise ValueError("--character-coverage is a setting of --kind sentencepiece; leave it out")
     texts = sample_texts(_texts(find_sources(arguments.input)), int(arguments.max_megabytes * 1e6))
     with progress_bar("training the text tokenizer", None) as bar:
         bar.note(f"{sum(map(len, texts)) / 1e6:.1f} M characters")
@@ -72,13 +70,26 @@ def main(arguments: argparse.Namespace) -> None:
 
             tokenizer = train_byte_level(texts, vocabulary, arguments.output)
         else:
-            coverage = arguments.character_coverage
-            tokenizer = train_text_tokenizer(texts, vocabulary, arguments.output, character_coverage=coverage)
+            settings = {} if coverage is None else {"character_coverage": coverage}
+            tokenizer = train_text_tokenizer(texts, vocabulary, arguments.output, **settings)
     sample = texts[:2000]
     rate = sum(len(text.encode()) for text in sample) / max(1, sum(len(tokenizer.encode(text)) for text in sample))
     print(
         f"{arguments.output}: {vocabulary.size:,} ids, {vocabulary.num_text_ids:,} of them text; {rate:.2f} bytes an id"
     )
+
+
+def _vocabulary(arguments: argparse.Namespace) -> "Vocabulary":
+    from megachameleon.tokens.vocabulary import Vocabulary
+
+    codes, grid = arguments.num_codes, arguments.grid
+    if arguments.layout == "chameleon":
+        if codes is not None or grid is not None:
+            raise ValueError("--num-codes and --grid are settings beside --vocab-size; --layout chameleon has its own")
+        return Vocabulary()
+    codes = 8192 if codes is None else codes
+    compact = partial(Vocabulary.compact, num_image_codes=codes, image_grid=grid or (32, 32))
+    return compact(num_text_ids=max(1, arguments.vocab_size - compact(num_text_ids=64).text_start))
 
 
 def _texts(sources: list[str]) -> Iterator[str]:

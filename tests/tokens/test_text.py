@@ -1,4 +1,5 @@
 import re
+import runpy
 import subprocess
 import sys
 from itertools import permutations
@@ -152,6 +153,20 @@ def test_a_sample_of_few_long_texts_is_not_empty():
         assert len(sample_texts(some, 200)) == 1
     assert len({tuple(sample_texts(some, 400)) for some in permutations(texts)}) == 1
     assert sample_texts(texts[:1], 100) == texts[:1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layout", "chameleon", "--num-codes", "16"], "--num-codes and --grid are settings beside --vocab-size"),
+        (["--layout", "chameleon", "--grid", "8x8"], "--num-codes and --grid are settings beside --vocab-size"),
+        (["--vocab-size", "640", "--kind", "byte-level", "--character-coverage", "1"], "leave it out"),
+    ],
+)
+def test_flags_that_would_not_count_are_refused(flags, message):
+    tool = runpy.run_path(str(REPOSITORY / "tools/train_text_tokenizer.py"))
+    with pytest.raises(ValueError, match=message):
+        tool["main"](tool["parser"]().parse_args(["--input", "a", "--output", "b", *flags]))
 
 
 def test_the_tool_trains_from_raw_sources(texts, tmp_path):

@@ -215,6 +215,12 @@ def test_training_byte_level_again_gives_the_same_bytes(stdlib, tmp_path):
     assert TextTokenizer.load(tmp_path / "a").vocabulary.size == 640
 
 
+def test_no_piece_is_named_like_a_picture_code(stdlib, tmp_path):
+    names = " ".join(code_name(c) for c in range(16))
+    tokenizer = train_byte_level([*stdlib, *[names] * 1000], SMALL, tmp_path)
+    assert tokenizer.decode(tokenizer.encode(names)) == names
+
+
 def test_too_little_text_for_bytes_names_a_size_that_works(stdlib, tmp_path):
     large = Vocabulary.compact(num_text_ids=9000, num_image_codes=16, image_grid=(4, 4))
     with pytest.raises(ValueError, match="too little for") as error:

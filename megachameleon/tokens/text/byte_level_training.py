@@ -1,6 +1,7 @@
 """Training a byte-level BPE with the splitting of Chameleon's release, in the form of its text_tokenizer.json."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ from megachameleon.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import pre_tokenizers
+
+CODE_NAMES = re.compile("IMGIMG[A-J]{1,4}Z")
+"""Not trained on: a text piece must not have the name of a picture code."""
 
 
 def train_byte_level(texts: Sequence[str], vocabulary: Vocabulary, folder: Path) -> TextTokenizer:
@@ -40,7 +44,8 @@ def train_byte_level(texts: Sequence[str], vocabulary: Vocabulary, folder: Path)
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    trained.train_from_iterator((text.encode(errors="replace").decode() for text in texts), trainer, len(texts))
+    readable = (CODE_NAMES.sub("", text.encode(errors="replace").decode()) for text in texts)
+    trained.train_from_iterator(readable, trainer, len(texts))
     if (possible := trained.get_vocab_size()) < wanted:
         raise ValueError(
             f"text: too little for {wanted:,} text ids; at most {possible:,} can be learnt from it. Give more text, or "
