@@ -51,6 +51,8 @@ class Unit:
     inputs: tuple[PlannedInput, ...]
     first_duplicate: int = 0
     """Where the unit's documents to leave out begin in the plan's list."""
+    duplicates_hash: str = ""
+    """Of those of them that it has; a shard without others is another one."""
 
     @property
     def bytes(self) -> int:

@@ -1,5 +1,7 @@
 """Making a plan: inputs are found, read once by several processes, and shared among units."""
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -91,12 +93,15 @@ def plan_preprocessing(
         )
     duplicates = _duplicates(surveyed)
     planned = [replace(item, num_duplicates=len(rows)) for item, rows in zip(planned, duplicates, strict=True)]
+    rows = np.concatenate([*duplicates, np.empty(0, np.int64)])
     units = []
     first = 0
     many = how.num_units is None and len(planned) > MANY_INPUTS
     for unit in make_units(planned, count=how.num_units, unit_bytes=how.unit_bytes or (SMALL_UNIT if many else None)):
-        units.append(replace(unit, first_duplicate=first))
-        first += sum(item.num_duplicates for item in unit.inputs)
+        own = rows[first : first + sum(item.num_duplicates for item in unit.inputs)]
+        digest = hashlib.sha256(own.tobytes()).hexdigest()[:16] if how.drop_duplicates else ""
+        units.append(replace(unit, first_duplicate=first, duplicates_hash=digest))
+        first += len(own)
     shared = {
         "root": root,
         "tokenizer": str(tokenizer.resolve()),
@@ -107,7 +112,6 @@ def plan_preprocessing(
         "allow_damaged_archives": how.allow_damaged_archives,
         "drop_duplicates": how.drop_duplicates,
     }
-    rows = np.concatenate([*duplicates, np.empty(0, np.int64)])
     return save_plan(output, shared, units, rows, replace=replace_plan)
 
 
@@ -163,19 +167,18 @@ def _planned_input(path: str, name: str, allow_damaged: bool) -> PlannedInput:
 
 
 def _digests(path: str, options: DocumentOptions, allow_damaged: bool) -> tuple[np.ndarray, np.ndarray]:
-    rows: list[int] = []
-    digests: list[bytes] = []
+    rows, digests = array("q"), bytearray()  # lists of Python's objects would take five times the memory
     try:
         for number, record in enumerate(read_source(path)):
             if isinstance(record, BadRecord):
                 continue
             for ordinal, document in enumerate(documents_of(record, options)[: 1 << ORDINAL_BITS]):
                 rows.append(number << ORDINAL_BITS | ordinal)
-                digests.append(document_digest(document))
+                digests += document_digest(document)
     except DamagedArchiveError:
         if not allow_damaged:
             raise
-    return np.array(rows, np.int64), np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    return np.array(rows, np.int64), np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def _duplicates(surveyed: list[_Surveyed]) -> list[np.ndarray]:

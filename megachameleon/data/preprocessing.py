@@ -96,7 +96,7 @@ class UnitRun:
                 quarantined=dict(sorted(Counter(bad.file for bad in self._tally.bad).items())),
                 filtered=self._tally.num_filtered,
                 duplicates=self._tally.num_duplicates,
-                options=shard_options(self._plan),
+                options=shard_options(self._plan, self._unit),
             )
         advance.finish()
         return manifest
@@ -235,12 +235,13 @@ def file_records(unit: Unit) -> tuple[FileRecord, ...]:
     return tuple(FileRecord(name=item.name, bytes=item.bytes, sha256=item.sha256) for item in unit.inputs)
 
 
-def shard_options(plan: Plan) -> dict:
-    """What of a plan decides bytes, beside inputs and tokenizers; kept in each manifest."""
+def shard_options(plan: Plan, unit: Unit) -> dict:
+    """What of a plan decides a unit's bytes, beside inputs and tokenizers; kept in its manifest."""
     options = asdict(plan.options)
     options["languages"] = list(plan.options.languages)
     kept = {"allow_damaged_archives": plan.allow_damaged_archives, "drop_duplicates": plan.drop_duplicates}
-    return {**options, **kept}
+    dropped = {"duplicates_hash": unit.duplicates_hash} if plan.drop_duplicates else {}
+    return {**options, **kept, **dropped}
 
 
 def _changed(path: str) -> ValueError:

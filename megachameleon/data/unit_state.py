@@ -104,7 +104,7 @@ def _unfinished(unit: Unit, prefix: Path, writer: str | None) -> UnitState:
 
 
 def _contradiction(plan: Plan, unit: Unit, manifest: ShardManifest) -> str | None:
-    if manifest.inputs != file_records(unit) or manifest.options != shard_options(plan):
+    if manifest.inputs != file_records(unit) or manifest.options != shard_options(plan, unit):
         return "made by another plan"
     if manifest.duplicates > sum(item.num_duplicates for item in unit.inputs):
         return "made by another plan"

@@ -298,6 +298,18 @@ def test_many_bad_records_fail_a_unit_early(tmp_path, tokenizer_folder, monkeypa
         run_units(tmp_path / "two", RunOptions())
 
 
+def test_a_plan_that_drops_other_duplicates_makes_another_shard(tmp_path, tokenizer_folder):
+    out, earlier, later = tmp_path / "out", tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_jsonl(later, {"text": "one"}, {"text": "two"})
+    tokenizer, how = TextTokenizer.load(tokenizer_folder), PlanOptions(drop_duplicates=True)
+    for first, second in (("one", "two"), ("two", "one")):
+        write_jsonl(earlier, {"text": first})
+        plan_preprocessing([earlier, later], out, tokenizer_folder, None, DocumentOptions(), how, replace_plan=True)
+        run_units(out, RunOptions())
+        dataset = Dataset.open(out)
+        assert [tokenizer.decode(dataset.document(i)) for i in range(len(dataset))] == [first, second]
+
+
 def test_duplicates_are_dropped_over_all_units(tmp_path, tokenizer_folder, image_tokenizer_folder):
     folder = tmp_path / "raw"
     folder.mkdir()
