@@ -241,7 +241,8 @@ def shard_options(plan: Plan, unit: Unit) -> dict:
     options["languages"] = list(plan.options.languages)
     kept = {"allow_damaged_archives": plan.allow_damaged_archives, "drop_duplicates": plan.drop_duplicates}
     dropped = {"duplicates_hash": unit.duplicates_hash} if plan.drop_duplicates else {}
-    return {**options, **kept, **dropped}
+    beside = {item.name: item.references for item in unit.inputs if item.references}
+    return {**options, **kept, **dropped, **({"references": beside} if beside else {})}
 
 
 def _changed(path: str) -> ValueError:

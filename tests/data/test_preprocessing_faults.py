@@ -275,7 +275,8 @@ def test_a_changed_picture_beside_the_input_is_found(tmp_path, tokenizer_folder,
     lines = ({"segments": [{"text": "see"}, {"image": f"{number}.png"}]} for number in range(3))
     write_jsonl(folder / "a.jsonl", *lines)
     out = tmp_path / "out"
-    plan_preprocessing([folder / "a.jsonl"], out, tokenizer_folder, image_tokenizer_folder, DocumentOptions())
+    arguments = [folder / "a.jsonl"], out, tokenizer_folder, image_tokenizer_folder, DocumentOptions()
+    plan_preprocessing(*arguments)
     (folder / "1.png").write_bytes(png(51))
     with pytest.raises(ValueError, match=r"a\.jsonl: a file that it names, such as a picture, changed since the plan"):
         run_units(out, RunOptions())
@@ -284,6 +285,9 @@ def test_a_changed_picture_beside_the_input_is_found(tmp_path, tokenizer_folder,
         run_units(out, RunOptions())
     (folder / "1.png").write_bytes(png(50))
     assert run_units(out, RunOptions()).states[0].manifest.num_images == 3
+    (folder / "1.png").write_bytes(png(51))
+    plan_preprocessing(*arguments, replace_plan=True)
+    assert [state.problem for state in unit_states(load_plan(out))] == ["made by another plan"]
 
 
 def test_many_bad_records_fail_a_unit_early(tmp_path, tokenizer_folder, monkeypatch):
