@@ -6,6 +6,10 @@ from typing import Any
 MAX_RECORD_BYTES = 1 << 28
 """Largest record: a line, a page, the members of a sample together, the pictures that it refers to together."""
 
+MAX_RECORD_PICTURES = 1 << 11
+"""Most pictures in the documents of one record, each as often as it stands there; of 512 pixels, so many take 1.6 GB
+until they are codes, while those of a line of JSON could be millions."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:

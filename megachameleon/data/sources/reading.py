@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from megachameleon.data.records import BadRecord, CaptionedRecord, Record, TextSegment
+from megachameleon.data.records import BadRecord, CaptionedRecord, PictureSegment, Record, TextSegment
 from megachameleon.data.sources.beside import FilesBeside
 from megachameleon.data.sources.compression import unpacked
 from megachameleon.data.sources.damage import damage_reported
 from megachameleon.data.sources.folder import NO_FILE
 from megachameleon.data.sources.locations import base_name, folder_of, open_location, source_name
-from megachameleon.data.sources.raw import RawRecord
+from megachameleon.data.sources.raw import MAX_RECORD_PICTURES, RawRecord
 from megachameleon.data.sources.registry import KINDS, kind_of_source
 
 
@@ -42,9 +42,20 @@ def parse_raw(
     try:
         if raw.error:
             raise ValueError(raw.error)
-        return kind.parse(raw, FilesBeside(folder, note))
+        record = kind.parse(raw, FilesBeside(folder, note))
+        _require_few_pictures(record)
+        return record
     except ValueError as error:
         return BadRecord(base_name(raw.source), raw.place, str(error))
+
+
+def _require_few_pictures(record: Record) -> None:
+    if isinstance(record, CaptionedRecord):
+        count = len(record.captions)
+    else:
+        count = sum(isinstance(segment, PictureSegment) for segment in record.segments)
+    if count > MAX_RECORD_PICTURES:
+        raise ValueError(f"its documents have {count:,} pictures, more than {MAX_RECORD_PICTURES:,}")
 
 
 def read_source(

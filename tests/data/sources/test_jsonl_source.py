@@ -160,6 +160,14 @@ def test_pictures_of_one_record_are_bounded_together(tmp_path, monkeypatch):
     assert len(two.segments) == 2 and "with those before it" in three.reason
 
 
+def test_records_of_absurdly_many_pictures_are_set_aside(tmp_path):
+    many, few = [{"image": "x.png"}] * 2049, [{"image": "x.png"}] * 2048
+    captions = {"image": "x.png", "captions": ["red"] * 2049}
+    *bad, good = written(tmp_path, {"segments": many}, captions, {"segments": few})
+    assert {record.reason for record in bad} == {"its documents have 2,049 pictures, more than 2,048"}
+    assert len(good.segments) == 2048
+
+
 def test_raw_records_are_understood_elsewhere(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", {"image": "x.png", "text": "red"}, b"{")
     (tmp_path / "x.png").write_bytes(png(1))
