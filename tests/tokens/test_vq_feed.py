@@ -123,11 +123,19 @@ def test_a_damaged_picture_costs_one_picture(folder):
     feed.close(), again.close()
 
 
+def test_many_damaged_pictures_do_not_stop_training(folder):
+    for i in range(28):
+        (folder / f"{i:02d}.png").write_bytes(b"oops" * 300)
+    feed = feed_of(folder)
+    assert len(batches(feed, range(30))) == 30
+    feed.close()
+
+
 def test_nothing_but_damaged_pictures_stops_training(folder):
     feed = feed_of(folder)
     for path in folder.glob("*.png"):
         path.write_bytes(b"oops" * 300)
-    with pytest.raises(ValueError, match="8 pictures in a row could not be decoded"):
+    with pytest.raises(ValueError, match="32 pictures in a row could not be decoded"):
         batches(feed, range(3))
     with pytest.raises(ValueError, match="0 distinct usable pictures in 40 files"):
         feed_of(folder)

@@ -24,8 +24,8 @@ from megachameleon.tokens.vq.source import PictureFile
 
 STEPS_AHEAD = 2
 """Batches that are decoded while the current one is trained on."""
-ATTEMPTS = 8
-"""Pictures tried for one place before training stops."""
+ATTEMPTS = 32
+"""Pictures tried for one place before training stops; with half of them damaged it goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
