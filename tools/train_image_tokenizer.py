@@ -109,7 +109,8 @@ def config_arguments(path: Path) -> list[str]:
     """A YAML file of flags as command-line arguments, to stand before those that were typed.
 
     Raises:
-        ValueError: the file is missing, is not a mapping, or names an unknown flag.
+        ValueError: the file is not a mapping, or names an unknown flag.
+        OSError: it is missing.
     """
     import difflib
 
