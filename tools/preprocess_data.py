@@ -265,7 +265,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--code-cache", type=Path, help="folder of picture codes to keep, on a local disk (default: OUTPUT/cache)")
     add("--read-cache", type=Path, action="append", default=[], help="further caches, only read; may be repeated")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where pictures are encoded")
-    add("--threads", type=int, help="threads that encode pictures on the CPU (default: PyTorch's)")
+    add(
+        "--threads",
+        type=int,
+        help="threads that encode pictures on the CPU, each another one (default: PyTorch's number, at most 16)",
+    )
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

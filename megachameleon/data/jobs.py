@@ -11,6 +11,7 @@ import numpy as np
 from megachameleon.console import describe_error, progress_bar
 from megachameleon.data.blocks import Batch, Block, BlockSettings, make_block_work
 from megachameleon.data.picture_codes import CodeCaches, CodeFiller, PictureCounts
+from megachameleon.data.picture_encoder import PictureEncoder
 from megachameleon.data.plan import Plan, Unit, load_plan
 from megachameleon.data.preprocessing import UnitRun, no_room_named
 from megachameleon.data.shard_writer import ShardWriter, remove_orphans
@@ -39,7 +40,7 @@ class RunOptions:
     device: str = "auto"
     """Where pictures are encoded: cpu, cuda, or auto."""
     num_threads: int | None = None
-    """Threads that encode pictures on the CPU; None leaves it to PyTorch."""
+    """Threads that encode pictures on the CPU, each another one; None for PyTorch's number, at most 16."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad <= 1:
@@ -117,12 +118,9 @@ class _Run:
     def __init__(self, plan: Plan, options: RunOptions, counts: PictureCounts) -> None:
         self._plan, self._options, self._counts = plan, options, counts
         image_folder = Path(plan.image_tokenizer) if plan.image_tokenizer else None
-        if options.num_threads is not None and image_folder is not None:
-            import torch
-
-            torch.set_num_threads(options.num_threads)
         self._text, self._image = load_tokenizers(Path(plan.tokenizer), image_folder, options.device)
         _require_same(plan, self._text, self._image)
+        self._encoder = PictureEncoder(self._image, options.num_threads) if self._image is not None else None
         self._cache: CodeCaches | None = None
         if self._image is not None and options.code_caches:
             self._cache = CodeCaches(options.code_caches[:1], self._image.fingerprint, self._image.codes_per_image)
@@ -141,6 +139,8 @@ class _Run:
 
     def __exit__(self, *error: object) -> None:
         self._pool.__exit__(*error)  # type: ignore[arg-type]
+        if self._encoder is not None:
+            self._encoder.close()
         if self._cache is not None:
             self._cache.close()
 
@@ -148,7 +148,7 @@ class _Run:
         """Make one unit's shard; returns why it failed where the others may still be made."""
         plan = self._plan
         bar.note(unit.name)
-        filler = CodeFiller(self._image, self._text.vocabulary, self._cache, self._counts)
+        filler = CodeFiller(self._encoder, self._text.vocabulary, self._cache, self._counts)
         fingerprints = {"tokenizer": plan.tokenizer_fingerprint, "image_tokenizer": plan.image_tokenizer_fingerprint}
         prefix = plan.folder / unit.name
         try:

@@ -1,4 +1,4 @@
-"""Prepared pictures to codes: run through the image tokenizer in batches, and remembered by content."""
+"""Codes of pictures: made in batches, filled into blocks, and remembered by the pictures' content."""
 
 import sqlite3
 from collections import deque
@@ -16,8 +16,8 @@ from megachameleon.files import NoRoomError
 
 if TYPE_CHECKING:
     from megachameleon.data.blocks import Block
+    from megachameleon.data.picture_encoder import PictureEncoder
     from megachameleon.tokens.vocabulary import Vocabulary
-    from megachameleon.tokens.vq import ImageTokenizer
 
 PREPARATION = 1
 """Counts changes of how pictures are prepared, so that codes of before are not used."""
@@ -143,7 +143,7 @@ class CodeFiller:
 
     def __init__(
         self,
-        image_tokenizer: "ImageTokenizer | None",
+        encoder: "PictureEncoder | None",
         vocabulary: "Vocabulary",
         cache: CodeCaches | None,
         counts: PictureCounts,
@@ -151,12 +151,12 @@ class CodeFiller:
     ) -> None:
         """
         Args:
-            image_tokenizer: None where no picture comes.
+            encoder: None where no picture comes.
             cache: is given fresh codes.
             counts: is added to.
             remember: pictures whose codes are kept in memory.
         """
-        self._tokenizer, self._vocabulary, self._cache = image_tokenizer, vocabulary, cache
+        self._encoder, self._vocabulary, self._cache = encoder, vocabulary, cache
         self._counts, self._limit = counts, remember
         self._known: dict[str, np.ndarray] = {}
         self._waiting: deque[Block] = deque()
@@ -194,15 +194,14 @@ class CodeFiller:
         self._unsaved = {}
 
     def _batch_size(self) -> int:
-        assert self._tokenizer is not None
-        return self._tokenizer.encode_batch
+        assert self._encoder is not None
+        return self._encoder.batch_size
 
     def _encode(self) -> None:
-        assert self._tokenizer is not None
+        assert self._encoder is not None
         keys = list(self._missing)[: self._batch_size()]
         pixels = np.stack([self._missing.pop(key) for key in keys])
-        encoded = self._tokenizer.encode(pixels).numpy().astype(np.int32)
-        fresh = dict(zip(keys, encoded, strict=True))
+        fresh = dict(zip(keys, self._encoder.encode(pixels), strict=True))
         self._counts.encoded += len(fresh)
         self._known |= fresh
         self._unsaved |= fresh

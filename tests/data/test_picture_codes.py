@@ -2,7 +2,6 @@ import sqlite3
 
 import numpy as np
 import pytest
-import torch
 
 from megachameleon.data.blocks import Block
 from megachameleon.data.picture_codes import MAX_WAITING, CodeCaches, CodeFiller, PictureCounts, code_key
@@ -10,16 +9,16 @@ from megachameleon.data.records import PictureSegment
 
 
 class Encoder:
-    """Codes of a picture are its first pixel; remembers the sizes of the batches."""
+    """Codes of a picture are its first pixel, modulo 8; remembers the sizes of the batches."""
 
-    encode_batch = 4
+    batch_size = 4
 
     def __init__(self):
         self.batches: list[int] = []
 
     def encode(self, pixels):
         self.batches.append(len(pixels))
-        return torch.from_numpy(pixels[:, 0, :1, 0].astype(np.int64)).repeat(1, 4)
+        return (pixels[:, 0, :1, 0] % 8).astype(np.int32).repeat(4, axis=1)
 
 
 def block(vocabulary, *keys: str, codes=None) -> Block:
@@ -65,6 +64,16 @@ def test_text_does_not_wait_for_ever(vocabulary):
     assert list(filler.add(block(vocabulary, "1"))) == []
     out = [len(list(filler.add(block(vocabulary)))) for _ in range(MAX_WAITING + 1)]
     assert out == [0] * (MAX_WAITING - 1) + [MAX_WAITING + 1, 1]
+
+
+def test_codes_are_forgotten_also_where_some_block_always_waits(vocabulary):
+    filler = CodeFiller(Encoder(), vocabulary, None, PictureCounts(), remember=8)
+    done = list(filler.add(block(vocabulary, "200")))
+    for first in range(0, 160, 4):
+        done += filler.add(block(vocabulary, *map(str, range(first, first + 4))))
+        assert len(filler._known) <= 2 * 8 + 4
+    done += filler.finish()
+    assert filled(done, vocabulary) == [[0], *([first % 8 + i for i in range(4)] for first in range(0, 160, 4))]
 
 
 def test_impossible_codes_are_refused(vocabulary):

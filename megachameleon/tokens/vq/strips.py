@@ -5,6 +5,7 @@ and asks the system for fresh pages each time. Here all that stands between two 
 while it is in the cache. A group norm needs the moments of the whole activation: they are gathered as it is made.
 """
 
+import copy
 import threading
 from collections.abc import Callable, Iterable
 from typing import cast
@@ -81,6 +82,12 @@ class StripEncoder:
         """Pixels [B, 3, S, S] in -1..1 to vectors [B, code_dim, grid, grid]."""
         with self._lock:
             return torch.cat([self._encode(picture.permute(1, 2, 0)) for picture in pixels])
+
+    def twin(self) -> "StripEncoder":
+        """One for another thread: it shares the weights and has buffers of its own."""
+        twin = copy.copy(self)
+        twin._buffers, twin._lock = torch.empty_like(self._buffers), threading.Lock()
+        return twin
 
     def _encode(self, picture: Tensor) -> Tensor:
         encoder = self._encoder

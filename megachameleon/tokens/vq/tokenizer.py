@@ -82,6 +82,12 @@ class ImageTokenizer:
         """Where it computes."""
         return self._codebook.codes.device
 
+    def twin(self) -> "ImageTokenizer":
+        """One for another thread, which shares the weights."""
+        twin = copy.copy(self)
+        twin._strips = self._strips.twin() if self._strips is not None else None
+        return twin
+
     @torch.inference_mode()
     def encode(self, pictures: Tensor | np.ndarray) -> Tensor:
         """Pictures uint8 [B, 3, image_size, image_size] to codes int64 [B, codes_per_image], on the same device.
