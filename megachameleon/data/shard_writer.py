@@ -27,6 +27,8 @@ STALE_AFTER = 120.0
 """Seconds after which what another machine holds for a moment (a lock of renames) counts as left behind."""
 SILENT_AFTER = 900.0
 """Seconds without a write after which a writer on another machine is no longer called running."""
+CLOCKS_APART = 60.0
+"""Seconds that the clocks of this machine and of the files may be apart."""
 _TEMPORARY = re.compile(
     r"\.(?P<name>.+?)\.(bin|idx|spans|json|quarantine\.jsonl|failed\.txt)"
     r"\.(?P<host>.+?)(\.[0-9a-f]{8})?\.(?P<process>[0-9]+)\.tmp"
@@ -208,14 +210,14 @@ def open_writers(folder: Path) -> dict[str, str]:
     return {
         name: f"{host}, process {process}"
         for path, name, host, process in _temporary_files(folder)
-        if (process != os.getpid() and psutil.pid_exists(process) if host == _here() else _age(path) < SILENT_AFTER)
+        if (process != os.getpid() and _runs(process, path) if host == _here() else _age(path) < SILENT_AFTER)
     }
 
 
 def remove_orphans(folder: Path) -> None:
     """Remove what runs have left in a folder of shards that were killed on this machine; they cannot come back."""
     for path, _, host, process in _temporary_files(folder):
-        if host == _here() and not psutil.pid_exists(process):
+        if host == _here() and not _runs(process, path):
             path.unlink(missing_ok=True)
     for lock in [path for path in folder.glob(".*.lock") if _left_behind(path)]:
         lock.unlink(missing_ok=True)
@@ -272,8 +274,16 @@ def _left_behind(lock: Path) -> bool:
     except FileNotFoundError:
         return False
     if host == _here() and process.isdecimal():
-        return not psutil.pid_exists(int(process))
+        return not _runs(int(process), lock)
     return _age(lock) > STALE_AFTER
+
+
+def _runs(process: int, file: Path) -> bool:
+    """Whether the process that wrote a file still runs; another may have got its number since, as after a restart."""
+    try:
+        return psutil.Process(process).create_time() <= time.time() - _age(file) + CLOCKS_APART
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _age(path: Path) -> float:
