@@ -104,7 +104,7 @@ def _bytes(text: str | None) -> int | None:
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     try:
         return int(float(number) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise ValueError(f"--unit-bytes {text!r}: give a number such as 500000, 512M or 2G") from None
 
 
@@ -261,7 +261,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--task", type=int, help="number of this job, from 0: it does every NUM_TASKS-th unit")
     add("--num-tasks", type=int, help="how many jobs share the units")
     add("--workers", type=int, default=1, help="processes that tokenize and decode (default %(default)s)")
-    add("--max-bad", type=float, default=0.01, help="share of bad records that fails a unit (default %(default)s)")
+    bad = "share of bad records that fails a unit with more than ten; 0: the first fails it (default %(default)s)"
+    add("--max-bad", type=float, default=0.01, help=bad)
     add("--code-cache", type=Path, help="folder of picture codes to keep, on a local disk (default: OUTPUT/cache)")
     add("--read-cache", type=Path, action="append", default=[], help="further caches, only read; may be repeated")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where pictures are encoded")
