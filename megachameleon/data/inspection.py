@@ -77,7 +77,9 @@ def write_page(
     )
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(num_documents, len(dataset)), dtype=np.int64))
     draw = _Drawer(dataset, image_tokenizer)
-    articles = "".join(_article(dataset, index, tokenizer, draw) for index in track(chosen.tolist(), "drawing documents"))
+    articles = "".join(
+        _article(dataset, index, tokenizer, draw) for index in track(chosen.tolist(), "drawing documents")
+    )
     title = f"{len(dataset):,} documents, {len(chosen)} of them shown"
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     write_text(path, f"{page}<h1>{title}</h1><table>{rows}</table>{articles}</html>\n")
