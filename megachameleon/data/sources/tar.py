@@ -53,7 +53,7 @@ class _Sample:
     error: str = ""
 
     def add(self, member: TarMember, extension: str) -> None:
-        self.size += member.size
+        self.size += tarfile.BLOCKSIZE + len(extension) + member.size  # millions of empty ones are large too
         if not member.is_file:
             self.error = f"{member.name} is a link or a device, not a file"
         elif self.size > MAX_RECORD_BYTES:

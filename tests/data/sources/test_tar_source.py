@@ -191,13 +191,23 @@ def test_two_members_of_one_name_and_sparse_files_cost_one_record(tmp_path):
 
 
 def test_members_of_absurd_size_cost_one_record(tmp_path, monkeypatch):
-    path = write_tar(tmp_path / "a.tar", {"a.txt": "x" * 3000, "b.png": b"x" * 600, "b.txt": b"y" * 600, "c.txt": "c"})
-    monkeypatch.setattr(tar, "MAX_RECORD_BYTES", 1000)
-    monkeypatch.setattr(raw, "MAX_RECORD_BYTES", 1000)
-    first, second, third = read_source(path)
-    assert first.reason == "a.txt, with the members before it, has 3,000 bytes, more than 1,000"
-    assert second.reason == "b.txt, with the members before it, has 1,200 bytes, more than 1,000"
+    path = write_tar(
+        tmp_path / "a.tar",
+        {
+            "a.txt": "x" * 3000,
+            "b.png": b"x" * 600,
+            "b.txt": b"y" * 600,
+            "c.txt": "c",
+            **{f"d.{number}.txt": "" for number in range(4)},
+        },
+    )
+    monkeypatch.setattr(tar, "MAX_RECORD_BYTES", 2000)
+    monkeypatch.setattr(raw, "MAX_RECORD_BYTES", 2000)
+    first, second, third, fourth = read_source(path)
+    assert first.reason == "a.txt, with the members before it, has 3,515 bytes, more than 2,000"
+    assert second.reason == "b.txt, with the members before it, has 2,230 bytes, more than 2,000"
     assert texts_of(third) == ["c"]
+    assert "d.3.txt, with the members before it, has 2,068 bytes" in fourth.reason
 
 
 @pytest.mark.parametrize(
