@@ -52,7 +52,7 @@ class Unit:
     first_duplicate: int = 0
     """Where the unit's documents to leave out begin in the plan's list."""
     duplicates_hash: str = ""
-    """Of those of them that it has; a shard without others is another one."""
+    """`duplicates_hash` of them, where any may be left out: a shard without others is another one."""
 
     @property
     def bytes(self) -> int:
@@ -126,8 +126,8 @@ class Plan:
         with self._problems_named():
             listed = np.load(self._path(".duplicates.npy"), mmap_mode="r", allow_pickle=False)
             own = np.array(listed[unit.first_duplicate : unit.first_duplicate + sum(counts)])
-            if len(own) != sum(counts):
-                raise ValueError("too few duplicates")
+            if len(own) != sum(counts) or duplicates_hash(own) != unit.duplicates_hash:
+                raise ValueError("another list of duplicates")
         return np.split(own, np.cumsum(counts)[:-1])
 
     def input_path(self, item: PlannedInput) -> str:
@@ -219,6 +219,11 @@ def save_plan(
         ):
             old.unlink(missing_ok=True)
     return plan
+
+
+def duplicates_hash(rows: np.ndarray) -> str:
+    """A short hash of documents to leave out, int64 as in `ORDINAL_BITS`."""
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def planned_units(folder: Path) -> list[str]:

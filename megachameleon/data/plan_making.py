@@ -1,6 +1,5 @@
 """Making a plan: inputs are found, read once by several processes, and shared among units."""
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -11,7 +10,7 @@ import numpy as np
 
 from megachameleon.console import progress_bar
 from megachameleon.data.documents import DocumentOptions, document_digest, documents_of
-from megachameleon.data.plan import ORDINAL_BITS, Plan, PlannedInput, make_units, save_plan
+from megachameleon.data.plan import ORDINAL_BITS, Plan, PlannedInput, duplicates_hash, make_units, save_plan
 from megachameleon.data.records import BadRecord
 from megachameleon.data.sources.damage import DamagedArchiveError
 from megachameleon.data.sources.finding import find_sources
@@ -80,7 +79,9 @@ def plan_preprocessing(
         ValueError: no inputs, a damaged archive, tokenizers that do not fit, or another plan in `output`.
     """
     how = how or PlanOptions()
+    inputs = list(inputs)
     paths = [absolute_source(path) for path in find_sources(inputs)]
+    _require_apart(output, [absolute_source(str(path)) for path in inputs], paths)
     text_tokenizer, picture_tokenizer = load_tokenizers(tokenizer, image_tokenizer, "cpu")
     root, names = _split_root(paths)
     surveyed = _survey(paths, names, options, how, workers)
@@ -99,7 +100,7 @@ def plan_preprocessing(
     many = how.num_units is None and len(planned) > MANY_INPUTS
     for unit in make_units(planned, count=how.num_units, unit_bytes=how.unit_bytes or (SMALL_UNIT if many else None)):
         own = rows[first : first + sum(item.num_duplicates for item in unit.inputs)]
-        digest = hashlib.sha256(own.tobytes()).hexdigest()[:16] if how.drop_duplicates else ""
+        digest = duplicates_hash(own) if how.drop_duplicates else ""
         units.append(replace(unit, first_duplicate=first, duplicates_hash=digest))
         first += len(own)
     shared = {
@@ -113,6 +114,17 @@ def plan_preprocessing(
         "drop_duplicates": how.drop_duplicates,
     }
     return save_plan(output, shared, units, rows, replace=replace_plan)
+
+
+def _require_apart(output: Path, inputs: list[str], found: list[str]) -> None:
+    folder = output.resolve()
+    around = [path for path in inputs if not is_url(path) and folder.is_relative_to(path)]
+    beside = [path for path in found if not is_url(path) and Path(path).parent == folder and path not in inputs]
+    if around or beside:
+        raise ValueError(
+            f"--output {output}: lies in the same folder as the input {(around + beside)[0]}, so that the next plan "
+            "would read the files of this one as inputs; choose a folder apart from the inputs"
+        )
 
 
 def _survey(

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from megachameleon.data.documents import DocumentOptions
-from megachameleon.data.plan import ORDINAL_BITS, PlannedInput, load_plan, make_units, planned_units, save_plan
+from megachameleon.data.plan import (
+    ORDINAL_BITS,
+    PlannedInput,
+    duplicates_hash,
+    load_plan,
+    make_units,
+    planned_units,
+    save_plan,
+)
 
 SHARED = {
     "root": "s3://bucket/raw",
@@ -77,7 +85,9 @@ def test_duplicates_belong_to_their_inputs(tmp_path):
     items = [replace(item, num_duplicates=count) for item, count in zip(inputs(3), (2, 0, 1), strict=True)]
     first, second = make_units(items, count=2)
     rows = np.array([1, 2 << ORDINAL_BITS | 1, 7], np.int64)
-    plan = save_plan(tmp_path, SHARED, (first, replace(second, first_duplicate=2)), rows)
+    first = replace(first, duplicates_hash=duplicates_hash(rows[:2]))
+    second = replace(second, first_duplicate=2, duplicates_hash=duplicates_hash(rows[2:]))
+    plan = save_plan(tmp_path, SHARED, (first, second), rows)
     assert [len(unit.inputs) for unit in plan.units()] == [2, 1]
     assert [part.tolist() for part in plan.duplicates(plan.unit(0))] == [[1, 2 << ORDINAL_BITS | 1], []]
     assert [part.tolist() for part in plan.duplicates(plan.unit(1))] == [[7]]

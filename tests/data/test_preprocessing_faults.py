@@ -312,6 +312,11 @@ def test_a_plan_that_drops_other_duplicates_makes_another_shard(tmp_path, tokeni
         run_units(out, RunOptions())
         dataset = Dataset.open(out)
         assert [tokenizer.decode(dataset.document(i)) for i in range(len(dataset))] == [first, second]
+    (path,) = out.glob("plan-*.duplicates.npy")
+    np.save(path, np.load(path) + 1)
+    (out / "00001-b.json").unlink()
+    with pytest.raises(ValueError, match=r"damaged plan \(another list of duplicates\); make the plan again"):
+        run_units(out, RunOptions())
 
 
 def test_duplicates_are_dropped_over_all_units(tmp_path, tokenizer_folder, image_tokenizer_folder):
