@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 BUFFER_BYTES = 1 << 20
+MAX_NAME = 4096
+"""Longest name of a picture beside a file, in characters."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
@@ -64,6 +66,8 @@ def resolve_beside(folder: str, name: str) -> str:
     Raises:
         ValueError: not a file name, or outside the folder.
     """
+    if len(name) > MAX_NAME:
+        raise ValueError(f"image {name[:40]!r}... is no file name; content in base64 belongs under image_base64")
     if not name or any(ord(character) < 32 for character in name):
         raise ValueError(f"image {name!r} is not a file name")
     if is_url(folder):
@@ -155,13 +159,32 @@ def expand(pattern: str) -> list[str]:
 
 
 def _list_local(folder: str, deep: bool) -> Iterator[tuple[str, int]]:
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in _walk(folder):
         if not deep:
             folders.clear()
         for file in files:
             path = Path(root, file)
             if path.is_file():
                 yield path.relative_to(folder).as_posix(), path.stat().st_size
+            elif path.is_symlink() and not path.exists() and not file.startswith("."):
+                raise ValueError(f"{path}: a link to nothing; mend or remove it")
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` that follows links, but enters each folder once, under its own name if it lies in `folder`."""
+    top = Path(folder).resolve()
+    seen = {top}
+
+    def is_new(path: Path) -> bool:
+        real = path.resolve()
+        if path.name.startswith(".") or real in seen or (path.is_symlink() and real.is_relative_to(top)):
+            return False
+        seen.add(real)
+        return True
+
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if is_new(Path(root, name))]
+        yield root, folders, files
 
 
 def _list_remote(folder: str, deep: bool) -> Iterator[tuple[str, int]]:

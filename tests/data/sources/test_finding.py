@@ -38,6 +38,20 @@ def test_a_byte_order_mark_costs_nothing(tmp_path, name):
     assert texts == (["one"] if name == "a.txt" else ["one", "two"])
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    raw, elsewhere = tmp_path / "raw", tmp_path / "elsewhere"
+    for folder in (raw / "own", raw / ".hidden", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").touch()
+    for name, target in {"again": elsewhere, "alias": raw / "own", "loop": raw, "there": elsewhere}.items():
+        (raw / name).symlink_to(target)
+    (elsewhere / "back").symlink_to(raw)
+    assert find_sources([raw]) == [str(raw / "again/deep/a.txt"), str(raw / "own/a.txt")]
+    (raw / "own/b.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"own/b\.txt: a link to nothing"):
+        find_sources([raw])
+
+
 def test_find_sources(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("b.jsonl", "a.tar", "sub/c.txt", "readme.md", ".hidden.txt", "x.csv"):
