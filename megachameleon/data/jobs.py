@@ -170,9 +170,9 @@ class _Run:
 def _require_same(plan: Plan, text: TextTokenizer, image: "ImageTokenizer | None") -> None:
     fingerprint = image.fingerprint if image is not None else None
     if (text.fingerprint, fingerprint) != (plan.tokenizer_fingerprint, plan.image_tokenizer_fingerprint):
+        changed = plan.image_tokenizer if text.fingerprint == plan.tokenizer_fingerprint else plan.tokenizer
         raise ValueError(
-            f"{plan.tokenizer}, {plan.image_tokenizer}: a tokenizer changed since the plan was made; "
-            "plan again into another folder"
+            f"{changed}: this tokenizer changed since the plan was made; put it back, or plan again into another folder"
         )
 
 

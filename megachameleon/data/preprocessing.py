@@ -69,7 +69,7 @@ class UnitRun:
         """Make the shard, and `NAME.quarantine.jsonl` if records had to be set aside.
 
         Args:
-            max_bad: share of bad records above which the unit fails.
+            max_bad: share of bad records above which a unit with more than ten fails; at 0 the first one fails it.
             report: is told input bytes as they are done.
 
         Raises:
@@ -170,7 +170,7 @@ class UnitRun:
         if not bad:
             return
         expected = records if done else self._expected_records()
-        if (done and bad == records) or bad > max(ALWAYS_TOLERATED, max_bad * expected):
+        if (done and bad == records) or bad > (max_bad and max(ALWAYS_TOLERATED, max_bad * expected)):
             shown = "; ".join(f"{item.file}, {item.place}: {item.reason}" for item in self._tally.bad[:3])
             too_many = "" if bad == records else f", more than --max-bad {max_bad:g} allows"
             so_far = "" if done else " so far"

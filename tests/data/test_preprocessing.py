@@ -176,6 +176,9 @@ def test_too_many_bad_records_fail_the_unit(make_plan, raw):
     (left,) = folder.glob("00002*.jsonl")
     assert left.name == "00002-text.quarantine.jsonl" and len(left.read_text().splitlines()) == 11
     assert run_units(folder, RunOptions(max_bad=0.1)).states[-1].manifest.num_documents == 200
+    write_jsonl(raw / "text.jsonl", *([{"text": "good"}] * 200), b"{")
+    with pytest.raises(ValueError, match="1 of 201 records so far are bad, more than --max-bad 0 allows"):
+        run_units(make_plan("strict"), RunOptions(max_bad=0))
     write_jsonl(raw / "text.jsonl", b"{", b"}")
     with pytest.raises(ValueError, match=r"2 of 2 records are bad \(.*quarantine\.jsonl; mend the input") as error:
         run_units(make_plan("other"), RunOptions(max_bad=1.0))
@@ -290,6 +293,28 @@ def test_a_shard_that_cannot_be_read_is_a_problem_among_others(make_plan, monkey
     assert all("cannot be read" in problem and "nput/output error" in problem for problem in (first, third))
 
 
+def test_an_output_among_the_inputs_is_refused(raw, tokenizer_folder):
+    def plan(given: Path | str, output: Path) -> None:
+        plan_preprocessing([given], output, tokenizer_folder, None, DocumentOptions())
+
+    texts = raw / "texts"
+    texts.mkdir()
+    write_jsonl(texts / "a.jsonl", {"text": "red"})
+    for given, output in ((texts, texts), (texts, texts / "inner/shards"), (f"{texts}/*.jsonl", texts)):
+        with pytest.raises(ValueError, match=r"--output .*: lies in the same folder as the input .*choose"):
+            plan(given, output)
+    assert [path.name for path in texts.iterdir()] == ["a.jsonl"]
+    plan(texts / "a.jsonl", texts)  # named alone, it is the only input whatever else lies there
+
+
+def test_a_replaced_tokenizer_is_named(make_plan, tokenizer_folder):
+    folder = make_plan()
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"tokenizer_fingerprint": "another"}))
+    with pytest.raises(ValueError, match=rf"^{tokenizer_folder}: this tokenizer changed since the plan"):
+        run_units(folder, RunOptions())
+
+
 def test_changed_inputs_and_plans_are_refused(make_plan, raw, tokenizer_folder):
     folder = make_plan()
     make_plan()  # the same again is fine
@@ -350,11 +375,13 @@ def test_languages_filter_and_units_group(make_plan):
 
 def test_many_small_inputs_make_few_units(tmp_path, tokenizer_folder, monkeypatch):
     monkeypatch.setattr("megachameleon.data.plan_making.MANY_INPUTS", 5)
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
     for number in range(6):
-        (tmp_path / f"{number}.txt").write_text("text")
-    plan = plan_preprocessing([tmp_path], tmp_path / "out", tokenizer_folder, None, DocumentOptions())
+        (raw / f"{number}.txt").write_text("text")
+    plan = plan_preprocessing([raw], out, tokenizer_folder, None, DocumentOptions())
     assert plan.num_units == 1
-    assert run_units(tmp_path / "out", RunOptions()).states[0].manifest.num_documents == 6
+    assert run_units(out, RunOptions()).states[0].manifest.num_documents == 6
 
 
 def test_inputs_may_lie_behind_urls(raw, tmp_path, tokenizer_folder):
