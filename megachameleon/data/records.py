@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 Fit = Literal["crop", "pad"]
 """How a picture becomes a square: its middle cut out, or a border added."""
+QUOTED = 500
+"""Characters at the beginning and at the end that are kept of what is said of a bad record, which may quote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,10 @@ class BadRecord:
 
     def __post_init__(self) -> None:
         for name in ("file", "place", "reason"):  # names in tars may hold what no file of text can
-            text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            text = getattr(self, name)
+            if len(text) > 2 * QUOTED:
+                text = f"{text[:QUOTED]}...{text[-QUOTED:]}"
+            text = text.encode("utf-8", "backslashreplace").decode()
             object.__setattr__(self, name, text)
 
 
