@@ -38,7 +38,7 @@ class RunOptions:
     code_caches: tuple[Path, ...] = ()
     """Folders of picture codes; the first is added to, and outlives the run."""
     device: str = "auto"
-    """Where pictures are encoded: cpu, cuda, or auto."""
+    """Where pictures are encoded: cpu, cuda, or auto. Of all this, only another device may turn a near tie of codes."""
     num_threads: int | None = None
     """Threads that encode pictures on the CPU, each another one; None for PyTorch's number, at most 16."""
 
