@@ -28,6 +28,10 @@ def pack_folder(
         ValueError: no shards, no such unit, damaged or mixed shards, a picture that does not fit, or a dead worker.
     """
     prefixes = shard_prefixes(folder)
+    if workers < 1:
+        raise ValueError(f"--workers {workers}: must be at least 1")
+    if unit is None and not folder.is_dir():
+        raise ValueError(f"{folder}: a shard, but an index is of a folder; give {folder.parent}, which holds it")
     if unit is not None and not 0 <= unit < len(prefixes):
         raise ValueError(f"--unit {unit}: {folder} has {len(prefixes)} shards; choose 0 to {len(prefixes) - 1}")
     chosen = prefixes if unit is None else [prefixes[unit]]

@@ -16,6 +16,7 @@ from megachameleon.data.packed import IndexedSource, PackedDataset, Place, open_
 from megachameleon.data.packing import PACKING_MODES
 from megachameleon.data.packing_job import pack_folder, verify_packs
 from megachameleon.data.plan import PlannedInput, make_units, save_plan
+from megachameleon.data.shards import shard_prefixes
 from megachameleon.data.strata import NUM_STRATA
 
 LENGTH = 31
@@ -89,6 +90,16 @@ def test_packing_can_be_interrupted_and_done_in_parts(folder):
     assert index_path(folder, "best_fit", LENGTH).read_bytes() == index
     with pytest.raises(ValueError, match="has 5 shards; choose 0 to 4"):
         pack_folder(folder, LENGTH, "best_fit", unit=5)
+
+
+def test_a_shard_alone_gets_no_index(folder):
+    prefix = shard_prefixes(folder)[0]
+    before = sorted(folder.iterdir())
+    with pytest.raises(ValueError, match=f"^{prefix}: a shard, but an index is of a folder; give {folder}, "):
+        pack_folder(prefix, LENGTH, "best_fit")
+    with pytest.raises(ValueError, match="--workers 0: must be at least 1"):
+        pack_folder(folder, LENGTH, "best_fit", workers=0)
+    assert sorted(folder.iterdir()) == before
 
 
 def test_verifying_packs_names_each_that_is_wrong(folder, write_shard, make_document):

@@ -30,11 +30,12 @@ def find_sources(paths: Iterable[str | Path]) -> list[str]:
         ValueError: a path is missing, a folder holds no source, a file is of no known kind, or comes twice.
     """
     found = [source for path in paths for given in _expanded(source_name(path)) for source in _sources_at(given)]
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for source in found:
-        if (where := absolute_source(source)) in seen:
-            raise ValueError(f"{source}: given twice; name each input once")
-        seen.add(where)
+        earlier = seen.setdefault(absolute_source(source), source)
+        if earlier is not source:
+            also = "" if earlier == source else f", also as {earlier}"
+            raise ValueError(f"{source}: given twice{also}; name each input once, and leave out links to others")
     if not found:
         raise ValueError("no inputs given; name files or folders")
     return found

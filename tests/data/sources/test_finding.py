@@ -47,6 +47,9 @@ def test_links_to_folders_are_followed_once(tmp_path):
         (raw / name).symlink_to(target)
     (elsewhere / "back").symlink_to(raw)
     assert find_sources([raw]) == [str(raw / "again/deep/a.txt"), str(raw / "own/a.txt")]
+    (raw / "own/latest.txt").symlink_to(raw / "own/a.txt")
+    with pytest.raises(ValueError, match=r"own/latest\.txt: given twice, also as .*own/a\.txt; .* links"):
+        find_sources([raw])
     (raw / "own/b.txt").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"own/b\.txt: a link to nothing"):
         find_sources([raw])
