@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Freeze the units of work."""
     from megachameleon.data.documents import DocumentOptions
-    from megachameleon.data.plan_making import PlanOptions, plan_preprocessing
+    from megachameleon.data.plan_making import UNKNOWN_REFERENCES, PlanOptions, plan_preprocessing
 
     options = DocumentOptions(
         picture_first=arguments.picture_first,
@@ -88,6 +88,9 @@ def plan(arguments: argparse.Namespace) -> None:
         f"{sum(item.num_pictures for item in inputs):,} pictures"
         + (f", {duplicates:,} duplicates to leave out" if plan.drop_duplicates else "")
     )
+    for item in inputs:
+        if item.references == UNKNOWN_REFERENCES:
+            print(f"{plan.input_path(item)}: damaged; only what comes before the damage is kept")
 
 
 def _languages(text: str | None) -> tuple[str, ...]:
@@ -197,10 +200,11 @@ def inspect_blend(arguments: argparse.Namespace) -> None:
     from megachameleon.training.batches import open_data, require_enough_samples
 
     config = load_config(arguments.blend, arguments.dataset)
+    if config.data.order == "megatron":
+        raise ValueError("data.order: megatron; --blend can tell what a run sees only for data.order=blend")
     data = open_data(config.data, config.training)
     require_enough_samples(data, config.training, done=0, consumed=0)
-    if not isinstance(data.train, BlendedSamples):
-        raise ValueError("data.order: megatron; --blend can tell what a run sees only for data.order=blend")
+    assert isinstance(data.train, BlendedSamples)
     num_samples = config.training.num_steps * config.training.global_batch_size
     if arguments.position is not None:
         print(describe_position(data.train, arguments.position, num_samples))

@@ -492,3 +492,7 @@ def test_the_tool_from_plan_to_page(raw, tmp_path, tokenizer_folder, image_token
     assert "pictures  42" in tool("inspect", out, "--page", tmp_path / "page.html")
     assert (tmp_path / "page.html").exists()
     assert "71 documents" in tool("merge", out, "--prefix", tmp_path / "merged")
+    pairs = raw / "pairs.tar"
+    pairs.write_bytes(pairs.read_bytes()[:5000])
+    told = tool("plan", "--input", raw, "--output", out, *tokenizers, "--replace", "--allow-damaged-archives")
+    assert f"{pairs}: damaged; only what comes before the damage is kept" in told
