@@ -69,7 +69,7 @@ def start_at_scale(folder: Path, arguments: argparse.Namespace) -> dict[str, Any
     from dataclasses import replace
 
     from benchmarks.contestants.samplers import write_data
-    from megachameleon.data.pack_index import PackIndex, ShardEntry, index_path, write_index
+    from megachameleon.data.packing.pack_index import PackIndex, ShardEntry, index_path, write_index
 
     length, count = arguments.sequence_length, arguments.shards
     write_data(folder / "one", 20 * length, length)
@@ -102,9 +102,9 @@ def measure_start(folder: Path, sequence_length: int) -> dict[str, Any]:
     import time
 
     from benchmarks.resident import resident_bytes
-    from megachameleon.data.blending import BlendedSamples
-    from megachameleon.data.mixture import Stage
-    from megachameleon.data.packed import open_packed
+    from megachameleon.data.blending.blending import BlendedSamples
+    from megachameleon.data.blending.mixture import Stage
+    from megachameleon.data.packing.packed import open_packed
 
     before, wall, cpu = resident_bytes() or 0, time.perf_counter(), time.process_time()
     datasets = {p.name: open_packed([p], sequence_length, "best_fit", checked=0) for p in sorted(folder.iterdir())}

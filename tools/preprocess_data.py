@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Freeze the units of work."""
     from megachameleon.data.documents import DocumentOptions
-    from megachameleon.data.plan_making import UNKNOWN_REFERENCES, PlanOptions, plan_preprocessing
+    from megachameleon.data.preprocessing.plan_making import UNKNOWN_REFERENCES, PlanOptions, plan_preprocessing
 
     options = DocumentOptions(
         picture_first=arguments.picture_first,
@@ -113,8 +113,8 @@ def _bytes(text: str | None) -> int | None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make shards."""
-    from megachameleon.data.jobs import RunOptions, run_units
-    from megachameleon.data.unit_report import report_lines
+    from megachameleon.data.preprocessing.jobs import RunOptions, run_units
+    from megachameleon.data.preprocessing.unit_report import report_lines
 
     if (arguments.task is None) != (arguments.num_tasks is None):
         raise ValueError("--task and --num-tasks: give both or neither")
@@ -140,8 +140,8 @@ def run(arguments: argparse.Namespace) -> None:
 def status(arguments: argparse.Namespace) -> None:
     """Print where the units stand."""
     from megachameleon.data.plan import load_plan
-    from megachameleon.data.unit_report import report_lines
-    from megachameleon.data.unit_state import unit_states
+    from megachameleon.data.preprocessing.unit_report import report_lines
+    from megachameleon.data.preprocessing.unit_state import unit_states
 
     states = list(unit_states(load_plan(arguments.output)))
     print("\n".join(report_lines(arguments.output, states, every=arguments.all)))
@@ -151,8 +151,8 @@ def status(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """Read every shard again."""
-    from megachameleon.data.packing_job import verify_packs
-    from megachameleon.data.verification import verify_units
+    from megachameleon.data.packing.packing_job import verify_packs
+    from megachameleon.data.preprocessing.verification import verify_units
 
     problems = verify_units(arguments.output, workers=arguments.workers, discard=arguments.discard)
     problems += verify_packs(arguments.output)
@@ -167,8 +167,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     """Print counts and write a page."""
     from megachameleon.data.inspection import dataset_counts, write_page
     from megachameleon.data.plan import PLAN_FILE, load_plan
-    from megachameleon.data.shards import Dataset
-    from megachameleon.data.tokenizer_pair import load_tokenizers
+    from megachameleon.data.preprocessing.tokenizer_pair import load_tokenizers
+    from megachameleon.data.shards.reader import Dataset
 
     if not arguments.dataset:
         raise ValueError("inspect: name a folder of shards, or a run's configuration (--blend CONFIG)")
@@ -194,9 +194,9 @@ def inspect(arguments: argparse.Namespace) -> None:
 def inspect_blend(arguments: argparse.Namespace) -> None:
     """Print what a run will see, and write it as a page."""
     from megachameleon.config import load_config
-    from megachameleon.data.blending import BlendedSamples
-    from megachameleon.data.forecast import describe, describe_position, forecast
-    from megachameleon.data.forecast_page import write_forecast_page
+    from megachameleon.data.blending.blending import BlendedSamples
+    from megachameleon.data.blending.forecast import describe, describe_position, forecast
+    from megachameleon.data.blending.forecast_page import write_forecast_page
     from megachameleon.training.batches import open_data, require_enough_samples
 
     config = load_config(arguments.blend, arguments.dataset)
@@ -218,7 +218,7 @@ def inspect_blend(arguments: argparse.Namespace) -> None:
 
 def pack(arguments: argparse.Namespace) -> None:
     """Lay documents into samples."""
-    from megachameleon.data.packing_job import pack_folder
+    from megachameleon.data.packing.packing_job import pack_folder
 
     summary = pack_folder(
         arguments.output, arguments.sequence_length, arguments.packing, unit=arguments.unit, workers=arguments.workers
@@ -232,8 +232,8 @@ def pack(arguments: argparse.Namespace) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """Write one shard from several."""
-    from megachameleon.data.merging import merge_shards
-    from megachameleon.data.shards import Dataset
+    from megachameleon.data.shards.merging import merge_shards
+    from megachameleon.data.shards.reader import Dataset
 
     manifest = merge_shards(Dataset.open(arguments.dataset).shards, arguments.prefix)
     print(f"{arguments.prefix}: {manifest.num_documents:,} documents, {manifest.num_tokens:,} ids")

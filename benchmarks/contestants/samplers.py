@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from megachameleon.data.blending import BlendedSamples
-from megachameleon.data.megatron_order import MegatronSamples
-from megachameleon.data.mixture import Stage
-from megachameleon.data.packed import open_packed
-from megachameleon.data.packing import PackingMode
-from megachameleon.data.packing_job import pack_folder
+from megachameleon.data.blending.blending import BlendedSamples
+from megachameleon.data.blending.megatron_order import MegatronSamples
+from megachameleon.data.blending.mixture import Stage
+from megachameleon.data.packing.packed import open_packed
+from megachameleon.data.packing.packing import PackingMode
+from megachameleon.data.packing.packing_job import pack_folder
 from megachameleon.data.samples import to_tensors
-from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.tokens.vocabulary import Vocabulary
 
 WEIGHTS = {"text": 0.4, "pairs": 0.4, "interleaved": 0.2}

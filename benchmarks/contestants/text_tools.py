@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmarks.machine import PROJECT
-from megachameleon.data.shard_format import DTYPE_CODES, IDX_HEADER, parse_idx
+from megachameleon.data.shards.format import DTYPE_CODES, IDX_HEADER, parse_idx
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megachameleon.console import track
-from megachameleon.data.shards import Dataset
+from megachameleon.data.shards.reader import Dataset
 from megachameleon.files import write_text
 from megachameleon.tokens.text import TextTokenizer
 

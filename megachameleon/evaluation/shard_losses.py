@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from megachameleon.config import RunConfig
-from megachameleon.data.blending import FirstSamples
-from megachameleon.data.packed import open_packed
+from megachameleon.data.blending.blending import FirstSamples
+from megachameleon.data.packing.packed import open_packed
 from megachameleon.generation.loading import CheckpointInfo
 from megachameleon.parallel.context import ParallelContext
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from megachameleon.config import DataConfig, TrainingConfig
-from megachameleon.data.blending import BlendedSamples, FirstSamples
-from megachameleon.data.megatron_order import MegatronSamples
-from megachameleon.data.mixture import Stage
-from megachameleon.data.packed import PackedDataset, open_packed
+from megachameleon.data.blending.blending import BlendedSamples, FirstSamples
+from megachameleon.data.blending.megatron_order import MegatronSamples
+from megachameleon.data.blending.mixture import Stage
+from megachameleon.data.packing.packed import PackedDataset, open_packed
 from megachameleon.data.samples import Sample, to_tensors
 from megachameleon.model.sequence_layout import context_chunks
 from megachameleon.parallel.context import ParallelContext

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megachameleon.config import DataConfig
-from megachameleon.data.packed import PackedDataset
+from megachameleon.data.packing.packed import PackedDataset
 from megachameleon.tokens.text import TextTokenizer, text_tokenizer_file
 
 Tokenizers = dict[str, str | None]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megachameleon.config import RunConfig
-from megachameleon.data.blending import FirstSamples
+from megachameleon.data.blending.blending import FirstSamples
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.optimizer import optimizer_step, set_learning_rate
 from megachameleon.parallel.replicas import Chunks

@@ -19,7 +19,7 @@ from megachameleon.checkpoint.loading import (
 )
 from megachameleon.checkpoint.saving import save_checkpoint
 from megachameleon.config import RunConfig, save_config
-from megachameleon.data.blending import what_changed
+from megachameleon.data.blending.blending import what_changed
 from megachameleon.files import require_free_space
 from megachameleon.model.decoder import build_chunks
 from megachameleon.model.kernels.table import choose_kernels, start_kernels

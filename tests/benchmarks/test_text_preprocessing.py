@@ -17,7 +17,7 @@ import argparse, json
 from pathlib import Path
 import numpy as np
 from sentencepiece import SentencePieceProcessor
-from megachameleon.data.shard_format import write_idx
+from megachameleon.data.shards.format import write_idx
 parser = argparse.ArgumentParser()
 for name in ("input", "output-prefix", "tokenizer-type", "tokenizer-model", "workers", "log-interval"):
     parser.add_argument(f"--{name}")

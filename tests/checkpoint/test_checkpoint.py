@@ -13,7 +13,7 @@ from whole import relative_errors
 from megachameleon.checkpoint.folder import complete_checkpoints, delete_old, read_manifest, resolve_checkpoint
 from megachameleon.checkpoint.plain import from_plain, to_plain
 from megachameleon.checkpoint.tensors import index_from_json
-from megachameleon.data.packing_job import pack_folder
+from megachameleon.data.packing.packing_job import pack_folder
 from megachameleon.files import read_json, write_json
 
 INTERLEAVED = ["parallel.pipeline_parallel=2", "parallel.virtual_pipeline_parallel=2", "model.num_layers=4"]

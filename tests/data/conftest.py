@@ -10,9 +10,9 @@ import torch
 from raw_sources import png, write_jsonl, write_tar
 
 from megachameleon.data.documents import DocumentOptions
-from megachameleon.data.plan_making import PlanOptions, plan_preprocessing
-from megachameleon.data.shard_writer import ShardWriter
-from megachameleon.data.shards import Dataset
+from megachameleon.data.preprocessing.plan_making import PlanOptions, plan_preprocessing
+from megachameleon.data.shards.reader import Dataset
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.tokens.text.training import train_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from megachameleon.data.manifest import OWN_HASH
-from megachameleon.data.shard_format import IDX_HEADER, SPANS_HEADER
-from megachameleon.data.shards import Dataset, shard_file
+from megachameleon.data.shards.format import IDX_HEADER, SPANS_HEADER
+from megachameleon.data.shards.manifest import OWN_HASH
+from megachameleon.data.shards.reader import Dataset, shard_file
 
 Files = dict[str, bytes]
 """Content by suffix."""

@@ -3,9 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from megachameleon.data.blending import Blend, BlendedSamples, Draw, FirstSamples, what_changed
-from megachameleon.data.mixture import Stage
-from megachameleon.data.packed import open_packed
+from megachameleon.data.blending.blending import Blend, BlendedSamples, Draw, FirstSamples, what_changed
+from megachameleon.data.blending.mixture import Stage
+from megachameleon.data.packing.packed import open_packed
 
 STRATA = {"text": [70], "pairs": [0, 5, 6, 20], "code": [13]}
 SIZES = {name: sum(strata) for name, strata in STRATA.items()}

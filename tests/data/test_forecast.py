@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megachameleon.config import load_config, save_config
-from megachameleon.data.forecast import describe, forecast
+from megachameleon.data.blending.forecast import describe, forecast
 from megachameleon.training.batches import open_data
 from tools import preprocess_data
 

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megachameleon.data.interleaving import BalancedInterleaving, Interleaving, apportion
+from megachameleon.data.blending.interleaving import BalancedInterleaving, Interleaving, apportion
+from megachameleon.data.packing.strata import EpochOrder
 from megachameleon.data.permutation import KeyedPermutation, mix, random_bits, shuffled
-from megachameleon.data.strata import EpochOrder
 
 WEIGHTS = st.lists(st.integers(0, 1000), min_size=1, max_size=9).filter(any)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megachameleon.data.megatron_order import MegatronSamples
+from megachameleon.data.blending.megatron_order import MegatronSamples
 
 LENGTH, SAMPLES = 32, 300
 

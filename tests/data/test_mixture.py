@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megachameleon.data.mixture import Stage, sample_weights, whole_numbers
+from megachameleon.data.blending.mixture import Stage, sample_weights, whole_numbers
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from megachameleon.data.pack_file import PackedShard, pack_path, read_pack, verify_pack
-from megachameleon.data.pack_index import PackIndex, index_path
-from megachameleon.data.packing_job import pack_folder
-from megachameleon.data.shards import ShardReader
+from megachameleon.data.packing.pack_file import PackedShard, pack_path, read_pack, verify_pack
+from megachameleon.data.packing.pack_index import PackIndex, index_path
+from megachameleon.data.packing.packing_job import pack_folder
+from megachameleon.data.shards.reader import ShardReader
 
 CASES = 1500
 LENGTH = 31

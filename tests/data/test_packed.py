@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megachameleon.data import packed as packed_module
-from megachameleon.data.blending import BlendedSamples
+from megachameleon.data.blending.blending import BlendedSamples
+from megachameleon.data.blending.mixture import Stage
 from megachameleon.data.documents import DocumentOptions
-from megachameleon.data.mixture import Stage
-from megachameleon.data.pack_file import pack_path, verify_pack
-from megachameleon.data.pack_index import PackIndex, ShardEntry, index_path, write_index
-from megachameleon.data.packed import IndexedSource, PackedDataset, Place, open_packed
-from megachameleon.data.packing import PACKING_MODES
-from megachameleon.data.packing_job import pack_folder, verify_packs
+from megachameleon.data.packing import packed as packed_module
+from megachameleon.data.packing.pack_file import pack_path, verify_pack
+from megachameleon.data.packing.pack_index import PackIndex, ShardEntry, index_path, write_index
+from megachameleon.data.packing.packed import IndexedSource, PackedDataset, Place, open_packed
+from megachameleon.data.packing.packing import PACKING_MODES
+from megachameleon.data.packing.packing_job import pack_folder, verify_packs
+from megachameleon.data.packing.strata import NUM_STRATA
 from megachameleon.data.plan import PlannedInput, make_units, save_plan
-from megachameleon.data.shards import shard_prefixes
-from megachameleon.data.strata import NUM_STRATA
+from megachameleon.data.shards.reader import shard_prefixes
 
 LENGTH = 31
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megachameleon.data.packing import PACKING_MODES, pack, safe_cuts
-from megachameleon.data.strata import NUM_STRATA, stratum_of
+from megachameleon.data.packing.packing import PACKING_MODES, pack, safe_cuts
+from megachameleon.data.packing.strata import NUM_STRATA, stratum_of
 from megachameleon.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.compact(num_text_ids=113, num_image_codes=8, image_grid=(2, 2))

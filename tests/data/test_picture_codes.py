@@ -3,8 +3,8 @@ import sqlite3
 import numpy as np
 import pytest
 
-from megachameleon.data.blocks import Block
-from megachameleon.data.picture_codes import MAX_WAITING, CodeCaches, CodeFiller, PictureCounts, code_key
+from megachameleon.data.preprocessing.block import Block
+from megachameleon.data.preprocessing.picture_codes import MAX_WAITING, CodeCaches, CodeFiller, PictureCounts, code_key
 from megachameleon.data.records import PictureSegment
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from megachameleon.data.picture_encoder import PictureEncoder
+from megachameleon.data.preprocessing.picture_encoder import PictureEncoder
 from megachameleon.tokens.vq.quantizer import Codebook
 from megachameleon.tokens.vq.tokenizer import ImageTokenizer, save_image_tokenizer
 from megachameleon.tokens.vq.vqgan import VQGAN, VQGANConfig

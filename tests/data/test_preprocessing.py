@@ -17,13 +17,13 @@ from raw_sources import png, shard_bytes, write_jsonl, write_tar
 
 from megachameleon.data.documents import DocumentOptions
 from megachameleon.data.inspection import dataset_counts, write_page
-from megachameleon.data.jobs import RunOptions, run_units
-from megachameleon.data.merging import merge_shards
 from megachameleon.data.plan import PlannedInput, load_plan, make_units
-from megachameleon.data.plan_making import _split_root, plan_preprocessing
-from megachameleon.data.shards import Dataset, ShardReader
-from megachameleon.data.unit_state import unit_states
-from megachameleon.data.verification import verify_units
+from megachameleon.data.preprocessing.jobs import RunOptions, run_units
+from megachameleon.data.preprocessing.plan_making import _split_root, plan_preprocessing
+from megachameleon.data.preprocessing.unit_state import unit_states
+from megachameleon.data.preprocessing.verification import verify_units
+from megachameleon.data.shards.merging import merge_shards
+from megachameleon.data.shards.reader import Dataset, ShardReader
 from megachameleon.tokens.pictures import open_picture, prepare_picture
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vq import ImageTokenizer
@@ -55,7 +55,7 @@ def test_records_become_documents_with_text_and_codes(make_plan, tokenizer_folde
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_bytes_do_not_depend_on_workers_cache_or_interruptions(make_plan, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("megachameleon.data.preprocessing.BATCH_RECORDS", 3)
+    monkeypatch.setattr("megachameleon.data.preprocessing.unit_run.BATCH_RECORDS", 3)
     expected = make_plan("a")
     run_units(expected, RunOptions())
     cached = make_plan("b")
@@ -374,7 +374,7 @@ def test_languages_filter_and_units_group(make_plan):
 
 
 def test_many_small_inputs_make_few_units(tmp_path, tokenizer_folder, monkeypatch):
-    monkeypatch.setattr("megachameleon.data.plan_making.MANY_INPUTS", 5)
+    monkeypatch.setattr("megachameleon.data.preprocessing.plan_making.MANY_INPUTS", 5)
     raw, out = tmp_path / "raw", tmp_path / "out"
     raw.mkdir()
     for number in range(6):

@@ -17,15 +17,15 @@ import psutil
 import pytest
 from raw_sources import png, shard_bytes, write_jsonl, write_tar
 
-from megachameleon.data import shard_writer
 from megachameleon.data.documents import DocumentOptions
-from megachameleon.data.jobs import RunOptions, run_units
 from megachameleon.data.plan import load_plan
-from megachameleon.data.plan_making import PlanOptions, plan_preprocessing
-from megachameleon.data.shard_writer import ShardWriter
-from megachameleon.data.shards import Dataset, ShardReader
-from megachameleon.data.unit_state import unit_states
-from megachameleon.data.verification import verify_units
+from megachameleon.data.preprocessing.jobs import RunOptions, run_units
+from megachameleon.data.preprocessing.plan_making import PlanOptions, plan_preprocessing
+from megachameleon.data.preprocessing.unit_state import unit_states
+from megachameleon.data.preprocessing.verification import verify_units
+from megachameleon.data.shards import writer as shard_writer
+from megachameleon.data.shards.reader import Dataset, ShardReader
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.tokens.text import TextTokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_writers_of_different_bytes_are_never_mixed(tmp_path, vocabulary):
     """As two machines whose pictures' codes differ by a rounding would write: one of them wins, whole."""
     script = """
 import sys, pathlib, numpy as np
-from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.tokens.vocabulary import Vocabulary
 vocabulary = Vocabulary.compact(num_text_ids=113, num_image_codes=8, image_grid=(2, 2))
 fill = 60 + int(sys.argv[1])
@@ -229,7 +229,7 @@ def test_a_limit_of_the_system_ends_a_run_with_one_line(plan_texts):
 
 
 def test_a_real_disk_that_is_full(plan_texts, tmp_path, monkeypatch):
-    monkeypatch.setattr("megachameleon.data.jobs.require_free_space", lambda *arguments: None)
+    monkeypatch.setattr("megachameleon.data.preprocessing.jobs.require_free_space", lambda *arguments: None)
     expected, small = plan_texts("expected"), tmp_path / "small"
     run_units(expected, RunOptions())
     size = sum(path.stat().st_size for path in expected.iterdir()) // 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import shard_fuzz
 
-from megachameleon.data.shards import ShardReader
+from megachameleon.data.shards.reader import ShardReader
 
 
 @pytest.fixture

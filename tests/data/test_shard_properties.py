@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megachameleon.data.document_checks import find_pictures, require_ids
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.shard_writer import ShardWriter
-from megachameleon.data.shards import Dataset, ShardReader
+from megachameleon.data.shards.document_checks import find_pictures, require_ids
+from megachameleon.data.shards.manifest import ShardManifest
+from megachameleon.data.shards.reader import Dataset, ShardReader
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.tokens.vocabulary import Vocabulary
 
 MANY = settings(max_examples=150, deadline=None, derandomize=True, database=None)

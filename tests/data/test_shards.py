@@ -6,10 +6,10 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from megachameleon.data.document_checks import find_image_spans
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.shard_writer import ShardWriter
-from megachameleon.data.shards import Dataset, ShardReader
+from megachameleon.data.shards.document_checks import find_image_spans
+from megachameleon.data.shards.manifest import ShardManifest
+from megachameleon.data.shards.reader import Dataset, ShardReader
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.tokens.vocabulary import Vocabulary
 
 
@@ -280,7 +280,7 @@ def test_an_old_manifest_is_gone_for_good_before_new_data_comes(tmp_path, docume
     def look(folder):
         states.append(((tmp_path / "x.json").exists(), (tmp_path / "x.bin").read_bytes() == old))
 
-    monkeypatch.setattr("megachameleon.data.shard_writer.sync_directory", look)
+    monkeypatch.setattr("megachameleon.data.shards.writer.sync_directory", look)
     write_shard(tmp_path / "x", documents[1:])
     assert states == [(False, True), (False, False)]
 

@@ -1,10 +1,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from megachameleon.data.manifest import FileRecord, ShardManifest
 from megachameleon.data.plan import PlannedInput, make_units
-from megachameleon.data.unit_report import report_lines
-from megachameleon.data.unit_state import UnitState
+from megachameleon.data.preprocessing.unit_report import report_lines
+from megachameleon.data.preprocessing.unit_state import UnitState
+from megachameleon.data.shards.manifest import FileRecord, ShardManifest
 
 
 def test_lines_name_what_needs_attention_and_sums(vocabulary):

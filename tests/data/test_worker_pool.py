@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megachameleon.data.worker_pool import WorkerDiedError, WorkerPool
+from megachameleon.data.preprocessing.worker_pool import WorkerDiedError, WorkerPool
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -118,7 +118,7 @@ def test_impossible_numbers_of_workers_are_refused():
 def test_workers_end_with_their_parent(how, tmp_path):
     script = """
 import os, pathlib, signal, sys, time
-from megachameleon.data.worker_pool import WorkerPool
+from megachameleon.data.preprocessing.worker_pool import WorkerPool
 def make():
     return work
 def work(name):

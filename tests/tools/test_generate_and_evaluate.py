@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from megachameleon.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, StageConfig, TrainingConfig
-from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.parallel.context import parallel_context
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.text.training import train_text_tokenizer

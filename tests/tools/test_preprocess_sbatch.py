@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megachameleon.data.plan import load_plan
-from megachameleon.data.unit_state import unit_states
+from megachameleon.data.preprocessing.unit_state import unit_states
 from megachameleon.tokens.text.training import train_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 

@@ -1,6 +1,6 @@
 import pytest
 
-from megachameleon.data.shard_writer import ShardWriter
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.training.batches import open_data, require_enough_samples
 

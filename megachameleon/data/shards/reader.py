@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from megachameleon.data.document_checks import find_pictures, require_ids
-from megachameleon.data.manifest import DATA_SUFFIXES, ShardManifest, is_shard_manifest
 from megachameleon.data.plan import PLAN_FILE, planned_units
-from megachameleon.data.shard_format import parse_idx, parse_spans
+from megachameleon.data.shards.document_checks import find_pictures, require_ids
+from megachameleon.data.shards.format import parse_idx, parse_spans
+from megachameleon.data.shards.manifest import DATA_SUFFIXES, ShardManifest, is_shard_manifest
 from megachameleon.files import read_json, sha256_of
 
 VERIFY_BLOCK = 1 << 22

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.unit_state import UnitState, bytes_per_second
+from megachameleon.data.preprocessing.unit_state import UnitState, bytes_per_second
+from megachameleon.data.shards.manifest import ShardManifest
 
 MAX_LISTED = 20
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from megachameleon.data.interleaving import Interleaving
+from megachameleon.data.blending.interleaving import Interleaving
 from megachameleon.data.permutation import KeyedPermutation, hash_of
 
 NUM_STRATA = 16

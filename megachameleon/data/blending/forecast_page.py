@@ -3,8 +3,8 @@
 import html
 from pathlib import Path
 
-from megachameleon.data.blending import BlendedSamples
-from megachameleon.data.forecast import StageForecast
+from megachameleon.data.blending.blending import BlendedSamples
+from megachameleon.data.blending.forecast import StageForecast
 from megachameleon.files import write_text
 
 STYLE = """

@@ -21,9 +21,9 @@ from zlib import crc32
 
 import numpy as np
 
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.packing import PACKING_VERSION, Packing, PackingMode, pack
-from megachameleon.data.shards import ShardReader, shard_file
+from megachameleon.data.packing.packing import PACKING_VERSION, Packing, PackingMode, pack
+from megachameleon.data.shards.manifest import ShardManifest
+from megachameleon.data.shards.reader import ShardReader, shard_file
 from megachameleon.files import atomic_path
 
 MAGIC = b"MCPACK\x00\x00"

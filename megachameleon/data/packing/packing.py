@@ -18,8 +18,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from megachameleon.data.packing.strata import NUM_STRATA, stratum_of
 from megachameleon.data.permutation import shuffled
-from megachameleon.data.strata import NUM_STRATA, stratum_of
 from megachameleon.tokens.vocabulary import Vocabulary
 
 PackingMode = Literal["best_fit", "whole_pictures", "continuous"]

@@ -15,8 +15,8 @@ from megachameleon.data.records import PictureSegment
 from megachameleon.files import NoRoomError
 
 if TYPE_CHECKING:
-    from megachameleon.data.blocks import Block
-    from megachameleon.data.picture_encoder import PictureEncoder
+    from megachameleon.data.preprocessing.block import Block
+    from megachameleon.data.preprocessing.picture_encoder import PictureEncoder
     from megachameleon.tokens.vocabulary import Vocabulary
 
 PREPARATION = 1

@@ -11,14 +11,14 @@ import numpy as np
 from megachameleon.console import progress_bar
 from megachameleon.data.documents import DocumentOptions, document_digest, documents_of
 from megachameleon.data.plan import ORDINAL_BITS, Plan, PlannedInput, duplicates_hash, make_units, save_plan
+from megachameleon.data.preprocessing.tokenizer_pair import load_tokenizers
+from megachameleon.data.preprocessing.worker_pool import WorkerPool
 from megachameleon.data.records import BadRecord
 from megachameleon.data.sources.damage import DamagedArchiveError
 from megachameleon.data.sources.finding import find_sources
 from megachameleon.data.sources.locations import absolute_source, file_size, is_url
 from megachameleon.data.sources.reading import read_source
 from megachameleon.data.sources.surveying import hash_source, survey_source
-from megachameleon.data.tokenizer_pair import load_tokenizers
-from megachameleon.data.worker_pool import WorkerPool
 
 MANY_INPUTS, SMALL_UNIT = 1000, 1 << 28
 """Above so many inputs, a shard has neighbouring ones of at least so many bytes, unless something else is asked for."""

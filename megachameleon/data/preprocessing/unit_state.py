@@ -7,11 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from megachameleon.data.manifest import ShardManifest
 from megachameleon.data.plan import Plan, Unit
-from megachameleon.data.preprocessing import file_records, shard_options
-from megachameleon.data.shard_writer import open_writers
-from megachameleon.data.shards import shard_file
+from megachameleon.data.preprocessing.unit_run import file_records, shard_options
+from megachameleon.data.shards.manifest import ShardManifest
+from megachameleon.data.shards.reader import shard_file
+from megachameleon.data.shards.writer import open_writers
 from megachameleon.files import sha256_of, write_text
 
 LOOKERS = 16

@@ -12,15 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.pack_file import PackedShard, content_of, pack_path, pack_shard, read_pack
-from megachameleon.data.pack_index import PackIndex, index_path
-from megachameleon.data.pack_summary import PackSummary, shard_summary, total
-from megachameleon.data.packing import PackingMode
+from megachameleon.data.packing.pack_file import PackedShard, content_of, pack_path, pack_shard, read_pack
+from megachameleon.data.packing.pack_index import PackIndex, index_path
+from megachameleon.data.packing.pack_summary import PackSummary, shard_summary, total
+from megachameleon.data.packing.packing import PackingMode
+from megachameleon.data.packing.strata import NUM_STRATA
 from megachameleon.data.plan import PLAN_FILE, load_plan
 from megachameleon.data.samples import Sample
-from megachameleon.data.shards import ShardReader, shard_file, shard_prefixes
-from megachameleon.data.strata import NUM_STRATA
+from megachameleon.data.shards.manifest import ShardManifest
+from megachameleon.data.shards.reader import ShardReader, shard_file, shard_prefixes
 from megachameleon.tokens.vocabulary import Vocabulary
 
 MAX_DOCUMENTS = 5_000_000

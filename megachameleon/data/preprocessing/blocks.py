@@ -3,58 +3,21 @@
 Nothing here depends on which process does it or on what it did before, so blocks are the same for any number of them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megachameleon.data.documents import Document, DocumentOptions, documents_of
-from megachameleon.data.picture_codes import CodeCaches, code_key
 from megachameleon.data.plan import ORDINAL_BITS
+from megachameleon.data.preprocessing.block import Batch, Block
+from megachameleon.data.preprocessing.picture_codes import CodeCaches, code_key
 from megachameleon.data.records import BadRecord, PictureSegment, TextSegment
 from megachameleon.data.sources.beside import found_hash
 from megachameleon.data.sources.raw import RawRecord
 from megachameleon.data.sources.reading import parse_raw
 from megachameleon.tokens.text import TextTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Some records of one input that follow each other."""
-
-    input: int
-    """Which of the unit's inputs."""
-    records: Sequence[RawRecord | BadRecord]
-    drop: np.ndarray
-    """Documents to leave out, int64 as in `ORDINAL_BITS`, with records counted from the first of the batch."""
-
-
-@dataclass(slots=True)
-class Block:
-    """Documents of one batch, one after the other."""
-
-    input: int
-    num_records: int
-    position: int
-    """Bytes of the (unpacked) input before its last record."""
-    ids: np.ndarray
-    """[n] in the vocabulary's dtype; each code of a picture is still code 0."""
-    lengths: np.ndarray
-    """Of the documents, int64."""
-    holes: np.ndarray
-    """Where the first code of each picture belongs, int64 [pictures]."""
-    keys: list[str]
-    """Key of each picture, as in `code_key`."""
-    codes: dict[str, np.ndarray]
-    """Codes that a cache knows, by key."""
-    pixels: dict[str, np.ndarray]
-    """The other pictures, prepared, by key: uint8 [3, size, size]."""
-    bad: list[BadRecord] = field(default_factory=list)
-    num_filtered: int = 0
-    num_duplicates: int = 0
-    references: list[tuple[str, str]] = field(default_factory=list)
-    """Names of files beside the input, and the `found_hash` of each, in the order of reading."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,21 +15,21 @@ from types import MappingProxyType
 
 import numpy as np
 
-from megachameleon.data.blocks import Batch, Block
-from megachameleon.data.manifest import FileRecord, ShardManifest
-from megachameleon.data.picture_codes import CodeFiller
 from megachameleon.data.plan import ORDINAL_BITS, Plan, PlannedInput, Unit
-from megachameleon.data.plan_making import UNKNOWN_REFERENCES
+from megachameleon.data.preprocessing.block import Batch, Block
+from megachameleon.data.preprocessing.picture_codes import CodeFiller
+from megachameleon.data.preprocessing.plan_making import UNKNOWN_REFERENCES
+from megachameleon.data.preprocessing.worker_pool import WorkerPool
 from megachameleon.data.records import BadRecord
-from megachameleon.data.shard_writer import ShardWriter
-from megachameleon.data.shards import shard_file
+from megachameleon.data.shards.manifest import FileRecord, ShardManifest
+from megachameleon.data.shards.reader import shard_file
+from megachameleon.data.shards.writer import ShardWriter
 from megachameleon.data.sources.beside import ReferenceHash
 from megachameleon.data.sources.damage import DamagedArchiveError
 from megachameleon.data.sources.locations import file_size
 from megachameleon.data.sources.raw import RawRecord
 from megachameleon.data.sources.registry import KINDS, kind_of_source
 from megachameleon.data.sources.surveying import SourceHash, hash_source, read_hashed
-from megachameleon.data.worker_pool import WorkerPool
 from megachameleon.files import NoRoomError, write_text
 
 BATCH_BYTES = 1 << 20

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megachameleon.console import describe_error, progress_bar
-from megachameleon.data.blocks import Batch, Block, BlockSettings, make_block_work
-from megachameleon.data.picture_codes import CodeCaches, CodeFiller, PictureCounts
-from megachameleon.data.picture_encoder import PictureEncoder
 from megachameleon.data.plan import Plan, Unit, load_plan
-from megachameleon.data.preprocessing import UnitRun, no_room_named
-from megachameleon.data.shard_writer import ShardWriter, remove_orphans
-from megachameleon.data.tokenizer_pair import load_tokenizers
-from megachameleon.data.unit_state import UnitState, forget_failure, note_failure, unit_states
-from megachameleon.data.worker_pool import WorkerPool
+from megachameleon.data.preprocessing.block import Batch, Block
+from megachameleon.data.preprocessing.blocks import BlockSettings, make_block_work
+from megachameleon.data.preprocessing.picture_codes import CodeCaches, CodeFiller, PictureCounts
+from megachameleon.data.preprocessing.picture_encoder import PictureEncoder
+from megachameleon.data.preprocessing.tokenizer_pair import load_tokenizers
+from megachameleon.data.preprocessing.unit_run import UnitRun, no_room_named
+from megachameleon.data.preprocessing.unit_state import UnitState, forget_failure, note_failure, unit_states
+from megachameleon.data.preprocessing.worker_pool import WorkerPool
+from megachameleon.data.shards.writer import ShardWriter, remove_orphans
 from megachameleon.files import NoRoomError, require_free_space
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from megachameleon.console import describe_error, progress_bar
 from megachameleon.data.plan import Plan, load_plan
-from megachameleon.data.shards import ShardReader, shard_file
-from megachameleon.data.unit_state import unit_state
-from megachameleon.data.worker_pool import WorkerPool
+from megachameleon.data.preprocessing.unit_state import unit_state
+from megachameleon.data.preprocessing.worker_pool import WorkerPool
+from megachameleon.data.shards.reader import ShardReader, shard_file
 
 
 def verify_units(folder: Path, *, workers: int = 1, discard: bool = False) -> list[str]:

@@ -8,12 +8,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from megachameleon.console import track
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.pack_file import content_of, pack_path, read_pack, verify_pack, write_pack
-from megachameleon.data.pack_index import PackIndex, ShardEntry, index_path, write_index
-from megachameleon.data.pack_summary import PackSummary, shard_summary, total
-from megachameleon.data.packing import PackingMode
-from megachameleon.data.shards import ShardReader, shard_file, shard_prefixes
+from megachameleon.data.packing.pack_file import content_of, pack_path, read_pack, verify_pack, write_pack
+from megachameleon.data.packing.pack_index import PackIndex, ShardEntry, index_path, write_index
+from megachameleon.data.packing.pack_summary import PackSummary, shard_summary, total
+from megachameleon.data.packing.packing import PackingMode
+from megachameleon.data.shards.manifest import ShardManifest
+from megachameleon.data.shards.reader import ShardReader, shard_file, shard_prefixes
 
 
 def pack_folder(

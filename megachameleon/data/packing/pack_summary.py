@@ -5,9 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.pack_file import content_of
-from megachameleon.data.packing import PACKING_VERSION, Packing, PackingMode
+from megachameleon.data.packing.pack_file import content_of
+from megachameleon.data.packing.packing import PACKING_VERSION, Packing, PackingMode
+from megachameleon.data.shards.manifest import ShardManifest
 from megachameleon.tokens.vocabulary import Vocabulary
 
 

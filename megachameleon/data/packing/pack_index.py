@@ -24,9 +24,9 @@ from zlib import crc32
 
 import numpy as np
 
-from megachameleon.data.pack_summary import PackSummary
-from megachameleon.data.packing import PACKING_VERSION, PackingMode
-from megachameleon.data.strata import NUM_STRATA
+from megachameleon.data.packing.pack_summary import PackSummary
+from megachameleon.data.packing.packing import PACKING_VERSION, PackingMode
+from megachameleon.data.packing.strata import NUM_STRATA
 from megachameleon.files import atomic_path
 from megachameleon.tokens.vocabulary import Vocabulary
 

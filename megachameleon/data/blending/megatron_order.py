@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from megachameleon.data.manifest import ShardManifest
-from megachameleon.data.pack_file import content_of
+from megachameleon.data.packing.pack_file import content_of
 from megachameleon.data.samples import Sample, stack
-from megachameleon.data.shards import shard_file, shard_prefixes
+from megachameleon.data.shards.manifest import ShardManifest
+from megachameleon.data.shards.reader import shard_file, shard_prefixes
 from megachameleon.tokens.vocabulary import Vocabulary
 
 SURPLUS = 0.005

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from megachameleon.data.document_checks import checked_lengths, find_pictures, require_ids
-from megachameleon.data.manifest import DATA_SUFFIXES, FileRecord, ShardManifest
-from megachameleon.data.shard_format import write_idx, write_spans
-from megachameleon.data.shards import shard_file
+from megachameleon.data.shards.document_checks import checked_lengths, find_pictures, require_ids
+from megachameleon.data.shards.format import write_idx, write_spans
+from megachameleon.data.shards.manifest import DATA_SUFFIXES, FileRecord, ShardManifest
+from megachameleon.data.shards.reader import shard_file
 from megachameleon.files import sha256_of, sync_directory
 from megachameleon.tokens.vocabulary import Vocabulary
 

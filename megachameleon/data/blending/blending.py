@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from megachameleon.data.interleaving import BalancedInterleaving
-from megachameleon.data.mixture import Stage, sample_weights, whole_numbers
-from megachameleon.data.packed import PackedDataset
+from megachameleon.data.blending.interleaving import BalancedInterleaving
+from megachameleon.data.blending.mixture import Stage, sample_weights, whole_numbers
+from megachameleon.data.packing.packed import PackedDataset
+from megachameleon.data.packing.strata import EpochOrder
 from megachameleon.data.samples import Sample
-from megachameleon.data.strata import EpochOrder
 
 BLEND_VERSION = 3
 

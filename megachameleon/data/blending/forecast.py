@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
-from megachameleon.data.blending import BlendedSamples
+from megachameleon.data.blending.blending import BlendedSamples
 
 WINDOWS = 32
 """Global batches of each stage whose picture tokens are counted exactly."""

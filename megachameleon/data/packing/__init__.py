@@ -1,0 +1,1 @@
+"""Documents of shards into samples of one length, in memory or beforehand."""

@@ -1,0 +1,1 @@
+"""Raw sources into shards: a plan of units, workers, codes of pictures, states of units."""

@@ -1,0 +1,1 @@
+"""The files that documents of ids lie in: their bytes, writing, reading, checking, merging."""
