@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     text = commands.add_parser("text", help="import text_tokenizer.json (byte-level BPE of the tokenizers library)")
     text.add_argument("source", type=Path, help="text_tokenizer.json, a Hugging Face tokenizer.json, or their folder")
     text.add_argument("--output", type=Path, required=True, help="folder for text.json and vocabulary.json")
+    text.add_argument("--replace", action="store_true", help="put it in the place of one that is in OUTPUT")
     image = commands.add_parser("image", help="import the VQ-GAN: vqgan.ckpt or a Hugging Face checkpoint")
     image.add_argument("source", type=Path, help="vqgan.ckpt, model.safetensors, or a folder that holds one of them")
     image.add_argument("--output", type=Path, required=True, help="folder for the image tokenizer")
@@ -42,8 +43,11 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _text(arguments: argparse.Namespace) -> None:
+    from megachameleon.tokens.text import require_no_tokenizer
     from megachameleon.tokens.text.importing import import_text_tokenizer
 
+    if not arguments.replace:
+        require_no_tokenizer(arguments.output)
     tokenizer = import_text_tokenizer(arguments.source, arguments.output)
     vocabulary = tokenizer.vocabulary
     print(f"{arguments.output}: {vocabulary.size:,} ids, {vocabulary.num_text_ids:,} of them text")

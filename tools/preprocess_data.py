@@ -120,6 +120,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--task and --num-tasks: give both or neither")
     if arguments.unit is not None and arguments.task is not None:
         raise ValueError("--unit and --task: give one of them")
+    if missing := [folder for folder in arguments.read_cache if not folder.is_dir()]:
+        raise ValueError(f"--read-cache {missing[0]}: no such folder; check the path, or leave it out")
     options = RunOptions(
         workers=arguments.workers,
         max_bad=arguments.max_bad,

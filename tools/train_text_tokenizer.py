@@ -50,15 +50,19 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         help="of sentencepiece: other characters become bytes (default 0.9999)",
     )
+    add("--replace", action="store_true", help="put the tokenizer in the place of one that is in OUTPUT")
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Sample the inputs' text, train, and write the folder."""
     from megachameleon.data.sources import find_sources
+    from megachameleon.tokens.text import require_no_tokenizer
     from megachameleon.tokens.text.training import sample_texts, train_text_tokenizer
 
     vocabulary = _vocabulary(arguments)
+    if not arguments.replace:
+        require_no_tokenizer(arguments.output)
     coverage = arguments.character_coverage
     if arguments.kind == "byte-level" and coverage is not None:
         raise ValueError("--character-coverage is a setting of --kind sentencepiece; leave it out")

@@ -108,7 +108,7 @@ def text_tokenizer_stage(run: RunFolder, profile: Profile) -> Stage:
     grid = f"{profile.grid}x{profile.grid}"
     # Rare characters (most of CJK) are spelt in bytes: a small vocabulary is better spent on words.
     coverage = ("--character-coverage", "0.98")
-    tool = ("tools/train_text_tokenizer.py", "--input", *inputs, "--output", run.tokenizer, *coverage)
+    tool = ("tools/train_text_tokenizer.py", "--input", *inputs, "--output", run.tokenizer, "--replace", *coverage)
     return Stage(
         name="text_tokenizer",
         title="Text tokenizer",

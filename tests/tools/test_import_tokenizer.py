@@ -36,6 +36,18 @@ def test_a_release_goes_in_and_comes_out_with_the_same_ids(call, tmp_path, capsy
     assert library.encode(text).ids == [0, *TextTokenizer.load(tmp_path / "ours").encode(text)]
 
 
+def test_a_tokenizer_is_replaced_only_on_request(call, tmp_path, capsys):
+    source = write_release(tmp_path / "text_tokenizer.json")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/text.model").write_bytes(b"another one")
+    with pytest.raises(SystemExit) as ended:
+        call("text", source, "--output", tmp_path / "ours")
+    assert ended.value.code == 2 and "a text tokenizer is there; choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "ours/text.model").read_bytes() == b"another one"
+    call("text", source, "--output", tmp_path / "ours", "--replace")
+    assert TextTokenizer.load(tmp_path / "ours").vocabulary.size == 65_536
+
+
 @pytest.mark.parametrize("command", ["text", "image", "export"])
 def test_a_missing_source_is_one_line(call, command, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -92,6 +92,16 @@ class TextTokenizer:
         return spelled.decode("utf-8", errors="replace")
 
 
+def require_no_tokenizer(folder: Path) -> None:
+    """Refuse a folder that holds a text tokenizer, which shards may have been made with.
+
+    Raises:
+        ValueError: it does.
+    """
+    if (path := text_tokenizer_file(folder)) is not None:
+        raise ValueError(f"{path}: a text tokenizer is there; choose another --output, or --replace it")
+
+
 def text_tokenizer_file(folder: Path) -> Path | None:
     """The file of the text tokenizer in `folder`, or None where there is none.
 
