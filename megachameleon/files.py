@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes, hashes, room on the disk."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "files may not grow so"}
 
 
 class NoRoomError(ValueError):
@@ -105,3 +108,17 @@ def require_free_space(directory: Path, num_bytes: int, purpose: str) -> None:
             f"{directory}: {purpose} needs about {num_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
             "free some room or choose another folder"
         )
+
+
+@contextmanager
+def no_room_named(prefix: Path) -> Iterator[None]:
+    """Turn the system's errors of full disks into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise NoRoomError(
+            f"{prefix.parent}: cannot write {prefix.name}, {NO_ROOM[error.errno]} ({error.strerror}); "
+            "finished units stay: free some room and run again"
+        ) from None

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megachameleon.data.blending.epoch_order import EpochOrder
 from megachameleon.data.blending.interleaving import BalancedInterleaving, Interleaving, apportion
-from megachameleon.data.packing.strata import EpochOrder
 from megachameleon.data.permutation import KeyedPermutation, mix, random_bits, shuffled
 
 WEIGHTS = st.lists(st.integers(0, 1000), min_size=1, max_size=9).filter(any)

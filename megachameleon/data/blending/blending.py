@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from megachameleon.data.blending.epoch_order import EpochOrder
 from megachameleon.data.blending.interleaving import BalancedInterleaving
 from megachameleon.data.blending.mixture import Stage, sample_weights, whole_numbers
 from megachameleon.data.packing.packed import PackedDataset
-from megachameleon.data.packing.strata import EpochOrder
 from megachameleon.data.samples import Sample
 
 BLEND_VERSION = 3

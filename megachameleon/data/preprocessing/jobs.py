@@ -15,11 +15,11 @@ from megachameleon.data.preprocessing.blocks import BlockSettings, make_block_wo
 from megachameleon.data.preprocessing.picture_codes import CodeCaches, CodeFiller, PictureCounts
 from megachameleon.data.preprocessing.picture_encoder import PictureEncoder
 from megachameleon.data.preprocessing.tokenizer_pair import load_tokenizers
-from megachameleon.data.preprocessing.unit_run import UnitRun, no_room_named
+from megachameleon.data.preprocessing.unit_run import UnitRun
 from megachameleon.data.preprocessing.unit_state import UnitState, forget_failure, note_failure, unit_states
 from megachameleon.data.preprocessing.worker_pool import WorkerPool
 from megachameleon.data.shards.writer import ShardWriter, remove_orphans
-from megachameleon.files import NoRoomError, require_free_space
+from megachameleon.files import NoRoomError, no_room_named, require_free_space
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 

@@ -4,11 +4,10 @@ The main process finds raw records and hashes what it reads; workers make blocks
 in the codes of pictures and writes. Nothing depends on the number of workers or on what the code cache knows.
 """
 
-import errno
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +29,7 @@ from megachameleon.data.sources.locations import file_size
 from megachameleon.data.sources.raw import RawRecord
 from megachameleon.data.sources.registry import KINDS, kind_of_source
 from megachameleon.data.sources.surveying import SourceHash, hash_source, read_hashed
-from megachameleon.files import NoRoomError, write_text
+from megachameleon.files import no_room_named, write_text
 
 BATCH_BYTES = 1 << 20
 BATCH_RECORDS = 1024
@@ -41,7 +40,6 @@ ALWAYS_TOLERATED = 10
 """Bad records of a unit that never fail it, however few good ones it has, as long as there is one."""
 FIRST_LOOK = 10_000
 """Records before which the share of bad ones fails no unit whose number of records is not known."""
-NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "files may not grow so"}
 
 
 @dataclass(slots=True)
@@ -214,20 +212,6 @@ class _Progress:
         if done > self._done:
             self._report(done - self._done)
             self._done = done
-
-
-@contextmanager
-def no_room_named(prefix: Path) -> Iterator[None]:
-    """Turn the system's errors of full disks into one that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise NoRoomError(
-            f"{prefix.parent}: cannot write {prefix.name}, {NO_ROOM[error.errno]} ({error.strerror}); "
-            "finished units stay: free some room and run again"
-        ) from None
 
 
 def file_records(unit: Unit) -> tuple[FileRecord, ...]:

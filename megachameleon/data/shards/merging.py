@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megachameleon.console import ProgressTask, progress_bar
-from megachameleon.data.preprocessing.unit_run import no_room_named
 from megachameleon.data.shards.manifest import ShardManifest
 from megachameleon.data.shards.reader import ShardReader, shard_file
 from megachameleon.data.shards.writer import ShardWriter, remove_orphans
-from megachameleon.files import require_free_space
+from megachameleon.files import no_room_named, require_free_space
 
 PIECE_BYTES = 1 << 24
 
