@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import BinaryIO
 
+import megachameleon.data.sources.folder as folder
+import megachameleon.data.sources.html as html
+import megachameleon.data.sources.jsonl as jsonl
+import megachameleon.data.sources.markdown as markdown
+import megachameleon.data.sources.parquet as parquet
+import megachameleon.data.sources.tar as tar
+import megachameleon.data.sources.text as text
 from megachameleon.data.records import Record
-from megachameleon.data.sources import folder, html, jsonl, markdown, parquet, tar, text
 from megachameleon.data.sources.beside import FilesBeside
 from megachameleon.data.sources.locations import base_name
 from megachameleon.data.sources.raw import RawRecord
