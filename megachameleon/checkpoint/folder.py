@@ -18,6 +18,7 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"
 COMMON_FILE = "common.json"
 CONFIG_FILE = "config.yaml"
+PROGRESS_FILE = "progress.json"
 LATEST_FILE = "latest"
 
 
@@ -45,12 +46,17 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The steps after which a checkpoint was saved, from its folder's name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def complete_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     if not root.is_dir():
         return []
     names = (path for path in root.iterdir() if re.fullmatch(r"step_\d{8,}", path.name))
-    return sorted((path for path in names if (path / MANIFEST_FILE).is_file()), key=lambda path: int(path.name[5:]))
+    return sorted((path for path in names if (path / MANIFEST_FILE).is_file()), key=step_of)
 
 
 def resolve_checkpoint(path: Path) -> Path:

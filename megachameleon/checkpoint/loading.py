@@ -10,6 +10,7 @@ from megachameleon.checkpoint.folder import (
     COMMON_FILE,
     CONFIG_FILE,
     INDEX_FILE,
+    PROGRESS_FILE,
     CheckpointManifest,
     read_manifest,
     verify_hashes,
@@ -58,6 +59,11 @@ def load_checkpoint(
         with optimizer_scope():
             optimizer.load_state_dict(state["optimizer"])
     return manifest
+
+
+def load_progress(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's next step depends on besides tensors."""
+    return read_json(checkpoint / PROGRESS_FILE)
 
 
 def saved_config(checkpoint: Path) -> RunConfig:

@@ -17,6 +17,7 @@ from megachameleon.checkpoint.folder import (
     COMMON_FILE,
     CONFIG_FILE,
     INDEX_FILE,
+    PROGRESS_FILE,
     CheckpointManifest,
     delete_old,
     publish,
@@ -43,11 +44,13 @@ def save_checkpoint(
     consumed_samples: int,
     data_fingerprint: str,
     tokenizers: dict[str, str | None],
+    progress: dict[str, Any],
 ) -> Path:
     """Save the state after `step` steps; all processes call it. Returns the checkpoint's folder.
 
     Args:
         chunks: this process's model chunks, with all weights in place.
+        progress: plain values that the next step depends on besides the tensors.
     """
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
@@ -67,8 +70,9 @@ def save_checkpoint(
     if context.is_main:
         write_json(temporary / INDEX_FILE, index_to_json(merge_indexes(entries for _, _, entries in gathered)))
         write_json(temporary / COMMON_FILE, to_plain(common))
+        write_json(temporary / PROGRESS_FILE, progress)
         save_config(config, temporary / CONFIG_FILE)
-        small = {name: _record(temporary / name) for name in (INDEX_FILE, COMMON_FILE, CONFIG_FILE)}
+        small = {name: _record(temporary / name) for name in (INDEX_FILE, COMMON_FILE, CONFIG_FILE, PROGRESS_FILE)}
         manifest = CheckpointManifest(
             step=step,
             consumed_samples=consumed_samples,

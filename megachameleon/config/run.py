@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass, field
 
+from megachameleon.config.checkpoint import CheckpointConfig
 from megachameleon.config.data import DataConfig
+from megachameleon.config.faults import FaultsConfig
+from megachameleon.config.health import HealthConfig
 from megachameleon.config.kernels import KernelsConfig
+from megachameleon.config.logging import LoggingConfig
 from megachameleon.config.model import ModelConfig
 from megachameleon.config.parallel import ParallelConfig
-from megachameleon.config.training import (
-    CheckpointConfig,
-    LoggingConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
+from megachameleon.config.training import OptimizerConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +25,8 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -41,7 +42,9 @@ class RunConfig:
         self.optimizer.validate()
         self.training.validate()
         self.checkpoint.validate()
-        self.logging.drawing.validate()
+        self.faults.validate()
+        self.health.validate()
+        self.logging.validate()
         self._validate_kernels()
         if self.data.sequence_length > self.model.context_length:
             raise ValueError(

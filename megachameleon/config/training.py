@@ -1,7 +1,7 @@
-"""How the decoder learns: steps, optimizer, checkpoints, what is logged, which kernels."""
+"""How the decoder learns: steps and optimizer."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -82,45 +82,3 @@ class TrainingConfig:
                 f"{data_parallel} x micro_batch_size {self.micro_batch_size} = {samples}; {works} would work"
             )
         return self.global_batch_size // samples
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointConfig:
-    """When the state is saved."""
-
-    every: int = 1_000
-    """Steps between checkpoints; the last step is always saved."""
-    keep_last: int = 2
-    """Older checkpoints are deleted once this many newer ones are complete."""
-
-    def validate(self) -> None:
-        """Raise ValueError for the first field that cannot be."""
-        for name in ("every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name}: {getattr(self, name)} must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrawingConfig:
-    """Pictures drawn at every validation."""
-
-    prompts: tuple[str, ...] = ()
-    temperature: float = 0.7
-    top_p: float = 0.9
-    guidance: float = 3.0
-    """Classifier-free guidance scale; 1 turns it off."""
-    seed: int = 0
-
-    def validate(self) -> None:
-        """Raise ValueError for the first field that cannot be."""
-        for name, low, high in (("temperature", 0.01, 100.0), ("top_p", 0.01, 1.0), ("guidance", 0.0, 100.0)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"logging.drawing.{name}: {getattr(self, name)} must be between {low} and {high}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoggingConfig:
-    """Where metrics go besides the terminal and metrics.jsonl."""
-
-    tensorboard: bool = True
-    drawing: DrawingConfig = field(default_factory=DrawingConfig)

@@ -1,6 +1,6 @@
 """AdamW and its schedule, from megatron-core; clipping without waiting for the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,17 +62,25 @@ def apply_settings(optimizer: Any, config: OptimizerConfig) -> None:
         group.update(max_lr=config.lr, min_lr=config.min_lr, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
+def not_finite(norm: Tensor) -> Tensor:
+    """Whether a norm is infinite or NaN."""
+    return ~norm.isfinite()
+
+
 @torch.no_grad()
-def optimizer_step(optimizer: Any, clip_grad: float, num_tokens: Tensor) -> Tensor:
+def optimizer_step(
+    optimizer: Any, clip_grad: float, num_tokens: Tensor, refuses: Callable[[Tensor], Tensor] = not_finite
+) -> Tensor:
     """Divide gradients by the number of tokens, clip and update, without waiting for the device.
 
     Args:
         clip_grad: largest global gradient norm; 0 turns clipping off.
         num_tokens: labels that the gradients are a sum over, on all ranks; a number on the device.
+        refuses: takes the norm and says, as a bool [] on the device and alike on all ranks, whether weights and
+            moments must stay as they are. Only torch's fused update can be told so without waiting for the device.
 
     Returns:
-        The global gradient norm before clipping, float32 []; the same on every rank. Where it is not finite, torch's
-        fused update leaves weights and moments as they are.
+        The global gradient norm before clipping, float32 []; the same on every rank.
     """
     with optimizer_scope():
         optimizer.prepare_grads()
@@ -80,10 +88,18 @@ def optimizer_step(optimizer: Any, clip_grad: float, num_tokens: Tensor) -> Tens
         norm = gradient_norm(optimizer) / divisor
         if clip_grad > 0:
             divisor = divisor * ((norm + 1e-6) / clip_grad).clamp(min=1)
+        skip = refuses(norm)
+        if not all(_skips_on_the_device(part) for part in _parts(optimizer)) and bool(skip):
+            return norm
         for part in _parts(optimizer):
-            _divide(part, divisor, ~norm.isfinite())
+            _divide(part, divisor, skip)
         optimizer.step_with_ready_grads()
     return norm
+
+
+def _skips_on_the_device(part: Any) -> bool:
+    adam = part.optimizer
+    return adam is None or (isinstance(adam, torch.optim.AdamW) and adam.param_groups[0]["fused"])
 
 
 def _divide(part: Any, divisor: Tensor, skip: Tensor) -> None:
@@ -91,8 +107,8 @@ def _divide(part: Any, divisor: Tensor, skip: Tensor) -> None:
     adam = part.optimizer
     if adam is None:
         return
-    if isinstance(adam, torch.optim.AdamW) and adam.param_groups[0]["fused"]:
-        adam.grad_scale, adam.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
+    if _skips_on_the_device(part):
+        adam.grad_scale, adam.found_inf = divisor, skip.float()
         return
     gradients = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
     if gradients:
@@ -140,10 +156,13 @@ def build_schedule(optimizer: Any, config: OptimizerConfig, num_steps: int) -> A
     )
 
 
-def set_learning_rate(schedule: Any, step: int) -> float:
-    """Set the rate of the update that ends optimizer step `step` (counted from 1); returns it."""
+def set_learning_rate(schedule: Any, step: int, factor: float = 1.0) -> float:
+    """Set the rate of the update that ends optimizer step `step` (counted from 1), times `factor`; returns it."""
     schedule.num_steps = 0
     schedule.step(increment=step)
+    if factor != 1.0:
+        for group in schedule.optimizer.param_groups:
+            group["lr"] *= factor
     return max(group["lr"] for group in schedule.optimizer.param_groups if not group.get("is_decoupled_lr"))
 
 

@@ -145,7 +145,8 @@ def _describe_data(config: RunConfig) -> list[str]:
 
 def _describe_resume(config: RunConfig) -> list[str]:
     from megachameleon.checkpoint.folder import complete_checkpoints
-    from megachameleon.training.trainer import CHECKPOINT_FOLDER, require_resumable
+    from megachameleon.training.checkpointing import CHECKPOINT_FOLDER
+    from megachameleon.training.trainer import require_resumable
 
     found = complete_checkpoints(Path(config.output_dir) / CHECKPOINT_FOLDER)
     if not found:

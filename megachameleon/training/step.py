@@ -1,8 +1,7 @@
 """One optimizer step and one validation pass: the hot path."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import tee
 from typing import Any
@@ -15,8 +14,18 @@ from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.optimizer import optimizer_step, set_learning_rate
 from megachameleon.parallel.replicas import Chunks
 from megachameleon.parallel.seeding import seed_step
+from megachameleon.training.agreement import (
+    Agreement,
+    OwnSigns,
+    StepLimits,
+    gather_signs,
+    read_agreement,
+    refuses_update,
+    why_skipped,
+)
 from megachameleon.training.batches import Batch, Samples, training_batches, validation_batches
 from megachameleon.training.losses import LossReport, forward_step, reduce_sums, report_from_sums
+from megachameleon.training.monitors.base import Monitor, reduce_monitors, report_monitors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,42 +40,90 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What a step says."""
+    """What a step says; the same on all ranks."""
 
     losses: LossReport
     grad_norm: float
     lr: float
+    skipped: str | None = None
+    """Why weights and moments were left as they were; None if they were updated."""
+    monitors: dict[str, float] = field(default_factory=dict)
+    """What the monitors measured, by name; empty at steps at which they rest."""
+    agreement: Agreement | None = None
 
 
 def train_step(
-    state: TrainingState, samples: Samples, config: RunConfig, context: ParallelContext, *, step: int, consumed: int
+    state: TrainingState,
+    samples: Samples,
+    config: RunConfig,
+    context: ParallelContext,
+    *,
+    step: int,
+    consumed: int,
+    own: OwnSigns | None = None,
+    limits: StepLimits | None = None,
+    lr_factor: float = 1.0,
+    monitors: Sequence[Monitor] = (),
 ) -> StepReport:
-    """Read the global batch at position `consumed`, go forward and backward, and update.
+    """Read the global batch at position `consumed`, go forward and backward, and update unless the step is unsound.
+
+    The host waits for the device once, at the end.
 
     Args:
         step: optimizer steps done before this one.
-
-    Raises:
-        FloatingPointError: the loss or the gradient norm is not finite. Both are read together at the end, so that the
-            host waits for the device once a step; the fused update skips itself then, and nothing is saved.
+        own: what this rank has to tell the others.
+        limits: the largest loss and gradient norm with which to update; what is not finite never updates.
     """
+    limits = limits or StepLimits()
     seed_step(config.training.seed, step, context)
     for chunk in state.model:
         chunk.zero_grad_buffer()  # type: ignore[operator]
     state.optimizer.zero_grad()
+    for monitor in monitors:
+        monitor.begin(step + 1)
     num_micro_batches = config.training.num_micro_batches(context.data_parallel)
     size = config.training.micro_batch_size
     batches = training_batches(samples, consumed, num_micro_batches, size, context)
     sums = _run_schedule(state.model, batches, num_micro_batches, config, context, forward_only=False)
-    lr = set_learning_rate(state.schedule, step + 1)
-    norm = optimizer_step(state.optimizer, config.optimizer.clip_grad, num_tokens=sums[-2:].sum())
-    *read_sums, grad_norm = torch.cat((sums, norm.double()[None])).tolist()
-    losses = report_from_sums(read_sums)
-    if not math.isfinite(losses.loss):
-        raise FloatingPointError(f"step {step + 1}: loss is {losses.loss}; the last checkpoint is untouched")
-    if not math.isfinite(grad_norm):
-        raise FloatingPointError(f"step {step + 1}: gradient norm is {grad_norm}; the last checkpoint is untouched")
-    return StepReport(losses=losses, grad_norm=grad_norm, lr=lr)
+    for monitor in monitors:
+        monitor.after_backward(state)
+    lr = set_learning_rate(state.schedule, step + 1, lr_factor)
+    table, norm = _update(state, config, context, sums, own or OwnSigns(), limits)
+    for monitor in monitors:
+        monitor.after_update(state)
+    measured, sizes = reduce_monitors(monitors, context)
+    values = torch.cat((sums, norm.double()[None], table.flatten(), measured)).tolist()
+    num_sums, num_signs = sums.numel(), table.numel()
+    agreement = read_agreement(values[num_sums + 1 : num_sums + 1 + num_signs])
+    return StepReport(
+        losses=report_from_sums(values[:num_sums]),
+        grad_norm=values[num_sums],
+        lr=lr,
+        skipped=why_skipped(agreement, limits),
+        monitors=report_monitors(monitors, sizes, values[num_sums + 1 + num_signs :]),
+        agreement=agreement,
+    )
+
+
+def _update(
+    state: TrainingState,
+    config: RunConfig,
+    context: ParallelContext,
+    sums: torch.Tensor,
+    own: OwnSigns,
+    limits: StepLimits,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Update the weights if all ranks find the step sound; the table of their signs, and the gradient norm."""
+    num_tokens = sums[-2:].sum()
+    loss = sums[:2].sum() / num_tokens.clamp(min=1)
+    tables: list[torch.Tensor] = []
+
+    def refuses(norm: torch.Tensor) -> torch.Tensor:
+        tables.append(gather_signs(own, loss, norm, context))
+        return refuses_update(tables[0], limits)
+
+    norm = optimizer_step(state.optimizer, config.optimizer.clip_grad, num_tokens, refuses)
+    return tables[0], norm
 
 
 @torch.no_grad()

@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 
-from megachameleon.checkpoint.folder import CONFIG_FILE, MANIFEST_FILE, complete_checkpoints
-from megachameleon.checkpoint.loading import (
-    load_checkpoint,
-    require_same_model,
-    require_same_optimizer,
-    saved_config,
-    saved_vocabulary,
-)
-from megachameleon.checkpoint.saving import save_checkpoint
+from megachameleon.checkpoint.folder import CONFIG_FILE, read_manifest, step_of
+from megachameleon.checkpoint.loading import require_same_model, require_same_optimizer, saved_config, saved_vocabulary
 from megachameleon.config import RunConfig, save_config
 from megachameleon.data.blending.blending import what_changed
 from megachameleon.files import require_free_space
@@ -27,15 +19,19 @@ from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import multiplies_bfloat16, peak_memory
 from megachameleon.parallel.optimizer import apply_settings, build_optimizer, build_schedule
 from megachameleon.parallel.replicas import gather_parameters, wrap_replicas
+from megachameleon.training.agreement import OwnSigns
 from megachameleon.training.batches import TrainingData, require_enough_samples
 from megachameleon.training.callbacks.base import Callback, StepEvent
+from megachameleon.training.checkpointing import CHECKPOINT_FOLDER, Checkpointer
+from megachameleon.training.health.build import build_guards
+from megachameleon.training.health.guards import gravest, tightest
+from megachameleon.training.monitors.build import build_monitors
+from megachameleon.training.progress import Progress
 from megachameleon.training.step import StepReport, TrainingState, train_step, validate
-
-CHECKPOINT_FOLDER = "checkpoints"
 
 
 class Trainer:
-    """A run: model, optimizer and position. Callbacks read its public attributes."""
+    """A run: model, optimizer and progress. Callbacks read its public attributes."""
 
     def __init__(
         self, config: RunConfig, context: ParallelContext, data: TrainingData, callbacks: Sequence[Callback]
@@ -50,24 +46,30 @@ class Trainer:
         self.context = context
         self.data = data
         self.callbacks = callbacks
-        self.step = 0
-        self.consumed_samples = 0
+        self.progress = Progress()
         self.folder = Path(config.output_dir)
-        self.checkpoint_folder = self.folder / CHECKPOINT_FOLDER
+        self.checkpointer = Checkpointer(self.folder / CHECKPOINT_FOLDER, self.config, context, data)
+        self.guards = build_guards(self.config)
         require_vocabulary_size(config, data.vocabulary.size)
         self.kernels = choose_kernels(config.kernels)
         self.state = self._build()
+        self.monitors = build_monitors(self)
         self._resume()
-        require_enough_samples(data, config.training, done=self.step, consumed=self.consumed_samples)
+        require_enough_samples(data, config.training, done=self.step, consumed=self.progress.consumed_samples)
         self._require_disk()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.step
 
     @property
     def precision(self) -> str:
         """bf16 or fp32."""
         return self.config.training.precision
 
-    def run(self) -> None:
-        """Train to the last step, validating and saving on the way."""
+    def run(self) -> bool:
+        """Train to the last step, saving and validating on the way; whether it got there."""
         if self.context.is_main:
             save_config(self.config, self.folder / CONFIG_FILE)
         self.context.barrier()
@@ -75,36 +77,63 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_start(self)
             while self.step < self.config.training.num_steps:
-                self._advance()
-                if self._due(self.config.training.validate_every):
-                    self._validate()
+                event = self._advance()
+                self._judge(event)
                 if self._due(self.config.checkpoint.every):
                     self._save()
+                if self._due(self.config.training.validate_every):
+                    self._validate()
+                self._announce_checkpoints()
+            self.checkpointer.wait()
+            self._announce_checkpoints()
+            return True
         finally:
             for callback in self.callbacks:
                 callback.on_end(self)
 
-    def _advance(self) -> None:
+    def _advance(self) -> StepEvent:
+        """One step, and what callbacks make of it."""
         start = time.perf_counter()
+        before = self.progress
         report = train_step(
-            self.state, self.data.train, self.config, self.context, step=self.step, consumed=self.consumed_samples
+            self.state,
+            self.data.train,
+            self.config,
+            self.context,
+            step=before.step,
+            consumed=before.consumed_samples,
+            own=OwnSigns(),
+            limits=tightest([guard.limits() for guard in self.guards]),
+            lr_factor=before.lr_factor,
+            monitors=self.monitors,
         )
-        self.step += 1
-        self.consumed_samples += self.config.training.global_batch_size
-        event = self._event(report, time.perf_counter() - start)
+        consumed = before.consumed_samples + self.config.training.global_batch_size
+        self.progress = replace(before, step=before.step + 1, consumed_samples=consumed)
+        event = self._event(report, before.consumed_samples, time.perf_counter() - start)
         for callback in self.callbacks:
             callback.on_step(self, event)
+        return event
 
-    def _event(self, report: StepReport, seconds: float) -> StepEvent:
+    def _event(self, report: StepReport, first_sample: int, seconds: float) -> StepEvent:
         positions = self.config.training.global_batch_size * self.config.data.sequence_length
         return StepEvent(
             step=self.step,
             report=report,
             seconds=seconds,
-            tokens=self.consumed_samples * self.config.data.sequence_length,
+            samples=(first_sample, self.progress.consumed_samples),
+            tokens=self.progress.consumed_samples * self.config.data.sequence_length,
             tokens_per_second=positions / seconds,
             memory_bytes=peak_memory(self.context.device),
         )
+
+    def _judge(self, event: StepEvent) -> None:
+        """Ask the guards, tell the callbacks, and do what they say."""
+        verdict = gravest([guard.judge(event) for guard in self.guards])
+        if verdict.reason or event.report.skipped:
+            for callback in self.callbacks:
+                callback.on_trouble(self, event, verdict)
+        if event.report.skipped and not self.guards:
+            raise FloatingPointError(f"step {event.step}: {event.report.skipped}; the last checkpoint is untouched")
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.training.num_steps)
@@ -120,20 +149,17 @@ class Trainer:
 
     def _save(self) -> None:
         gather_parameters(self.state.model, self.config.parallel)
-        path = save_checkpoint(
-            self.checkpoint_folder,
-            self.state.model,
-            self.state.optimizer,
-            self.config,
-            self.data.vocabulary,
-            self.context,
-            step=self.step,
-            consumed_samples=self.consumed_samples,
-            data_fingerprint=self._data_fingerprint(self.consumed_samples),
-            tokenizers=self.data.tokenizers,
+        self.progress = replace(
+            self.progress,
+            guards={guard.name: guard.state_dict() for guard in self.guards},
+            callbacks={callback.name: callback.state_dict() for callback in self.callbacks if callback.name},
         )
-        for callback in self.callbacks:
-            callback.on_checkpoint(self, self.step, str(path))
+        self.checkpointer.save(self.state, self.progress)
+
+    def _announce_checkpoints(self) -> None:
+        for path in self.checkpointer.finished() if self.context.is_main else ():
+            for callback in self.callbacks:
+                callback.on_checkpoint(self, step_of(path), str(path))
 
     def _build(self) -> TrainingState:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -155,15 +181,14 @@ class Trainer:
         return TrainingState(model=model, optimizer=optimizer, schedule=schedule)
 
     def _resume(self) -> None:
-        checkpoint = self._newest_checkpoint()
+        checkpoint = self.checkpointer.newest()
         if checkpoint is None:
             return
         require_resumable(checkpoint, self.config)
-        manifest = load_checkpoint(checkpoint, self.state.model, self.state.optimizer, self.context)
-        apply_settings(self.state.optimizer, self.config.optimizer)
+        manifest = read_manifest(checkpoint)
         saved = saved_vocabulary(checkpoint, manifest)
         saved.require_same(self.data.vocabulary, f"checkpoint {checkpoint}", "data.tokenizer")
-        history = self._data_fingerprint(manifest.consumed_samples)
+        history = self.data.train.history(manifest.consumed_samples)
         if manifest.data_fingerprint != history:
             raise ValueError(
                 f"{checkpoint}: its first {manifest.consumed_samples} samples came from other data, seed, "
@@ -171,25 +196,16 @@ class Trainer:
                 f"({what_changed(manifest.data_fingerprint, history)}); restore them (a later stage may be appended) "
                 "or choose another output_dir"
             )
-        self.step, self.consumed_samples = manifest.step, manifest.consumed_samples
+        self._load(checkpoint)
 
-    def _newest_checkpoint(self) -> Path | None:
-        """The main process chooses, so that a slow file system cannot let ranks resume from different steps."""
-        found = complete_checkpoints(self.checkpoint_folder) if self.context.is_main else []
-        choice = [found[-1].name if found else None]
-        dist.broadcast_object_list(choice, src=0)
-        if choice[0] is None:
-            return None
-        checkpoint = self.checkpoint_folder / choice[0]
-        if not (checkpoint / MANIFEST_FILE).is_file():
-            raise ValueError(
-                f"output_dir: process {self.context.rank} does not see {checkpoint}; "
-                "output_dir must be on a file system that all nodes share"
-            )
-        return checkpoint
-
-    def _data_fingerprint(self, position: int) -> str:
-        return self.data.train.history(position)
+    def _load(self, checkpoint: Path) -> None:
+        self.progress = self.checkpointer.load(checkpoint, self.state)
+        apply_settings(self.state.optimizer, self.config.optimizer)
+        for guard in self.guards:
+            guard.load_state_dict(self.progress.guards.get(guard.name, {}))
+        for callback in self.callbacks:
+            if callback.name in self.progress.callbacks:
+                callback.load_state_dict(self.progress.callbacks[callback.name])
 
     def _require_disk(self) -> None:
         per_parameter = 12 if self.precision == "fp32" else 14  # weight, its fp32 master in bf16 runs, two moments

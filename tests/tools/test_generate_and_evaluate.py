@@ -115,7 +115,15 @@ def _write_checkpoint(root, vocabulary):
             "image": ImageTokenizer.load(root / "image_tokenizer").fingerprint,
         }
         save_checkpoint(
-            root / "checkpoints", [decoder], None, config, vocabulary, context, tokenizers=tokenizers, **position
+            root / "checkpoints",
+            [decoder],
+            None,
+            config,
+            vocabulary,
+            context,
+            tokenizers=tokenizers,
+            progress={},
+            **position,
         )
 
 

@@ -1,0 +1,88 @@
+"""What all ranks must see alike before an update: is the step sound, does anybody want to stop, who is slow.
+
+A rank alone may get a signal, a NaN or a slow processor. Each puts its signs into a small vector; one all-gather a step
+gives every rank the same table, on the device, so that all decide the same without the host waiting.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megachameleon.parallel.context import ParallelContext
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnSigns:
+    """What this rank has to say at a step."""
+
+    stop: bool = False
+    """Whether it was asked to save and stop."""
+    busy_seconds: float = 0.0
+    """Time that it worked in the step before, without waiting for others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepLimits:
+    """The largest values with which a step may update the weights."""
+
+    loss: float = float("inf")
+    grad_norm: float = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """The same on all ranks."""
+
+    stop: bool
+    loss: float
+    """The largest of all ranks; they differ by rounding only, unless something is broken."""
+    grad_norm: float
+    busy_seconds: tuple[float, ...]
+    """By rank."""
+
+
+NUM_SIGNS = 4
+
+
+def gather_signs(own: OwnSigns, loss: Tensor, grad_norm: Tensor, context: ParallelContext) -> Tensor:
+    """All ranks' signs, float64 [world_size, 4]: stop, busy seconds, loss, gradient norm."""
+    said = torch.tensor([float(own.stop), own.busy_seconds], dtype=torch.float64)
+    mine = torch.cat((said.to(context.device, non_blocking=True), loss.double()[None], grad_norm.double()[None]))
+    table = torch.empty(context.world_size * NUM_SIGNS, dtype=torch.float64, device=context.device)
+    dist.all_gather_into_tensor(table, mine)
+    return table.view(context.world_size, NUM_SIGNS)
+
+
+def refuses_update(table: Tensor, limits: StepLimits) -> Tensor:
+    """Whether the update must be left out, bool [] on the device. NaN is refused, since it is not below any limit."""
+    loss, grad_norm = table[:, 2], table[:, 3]
+    sound = loss.isfinite() & grad_norm.isfinite() & (loss <= limits.loss) & (grad_norm <= limits.grad_norm)
+    return ~sound.all()
+
+
+def read_agreement(rows: Sequence[float]) -> Agreement:
+    """From the flattened table, on the host."""
+    columns = [rows[i::NUM_SIGNS] for i in range(NUM_SIGNS)]
+    return Agreement(
+        stop=any(columns[0]), busy_seconds=tuple(columns[1]), loss=_largest(columns[2]), grad_norm=_largest(columns[3])
+    )
+
+
+def why_skipped(agreement: Agreement, limits: StepLimits) -> str | None:
+    """The reason for which the step did not update, in words; None if it did. Says what `refuses_update` decided."""
+    for name, value, limit in (
+        ("loss", agreement.loss, limits.loss),
+        ("gradient norm", agreement.grad_norm, limits.grad_norm),
+    ):
+        if not abs(value) < float("inf"):
+            return f"{name} is {value}"
+        if value > limit:
+            return f"{name} {value:.4g} is beyond {limit:.4g}"
+    return None
+
+
+def _largest(values: Sequence[float]) -> float:
+    return next((value for value in values if value != value), max(values))

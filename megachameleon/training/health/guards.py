@@ -1,0 +1,57 @@
+"""What a guard is: it follows the reports of a run, bounds the next step, and says what to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from megachameleon.training.agreement import StepLimits
+
+if TYPE_CHECKING:
+    from megachameleon.training.callbacks.base import StepEvent
+
+Action = Literal["continue", "lower_lr", "rollback", "stop"]
+SEVERITY: tuple[Action, ...] = ("continue", "lower_lr", "rollback", "stop")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a guard wants after a step."""
+
+    action: Action = "continue"
+    reason: str = ""
+    """Empty: nothing to say. Otherwise it is logged, whatever the action."""
+
+
+class Guard:
+    """Accepts everything; subclasses override. A function of the reports alone, which are the same on all ranks."""
+
+    name = "guard"
+
+    def limits(self) -> StepLimits:
+        """The largest loss and gradient norm with which the next step may update."""
+        return StepLimits()
+
+    def judge(self, event: "StepEvent") -> Verdict:
+        """What to do after a step, which may have been skipped (`event.report.skipped`)."""
+        return Verdict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember again."""
+
+
+def tightest(limits: Sequence[StepLimits]) -> StepLimits:
+    """The limits that satisfy all guards."""
+    return StepLimits(
+        loss=min((limit.loss for limit in limits), default=float("inf")),
+        grad_norm=min((limit.grad_norm for limit in limits), default=float("inf")),
+    )
+
+
+def gravest(verdicts: Sequence[Verdict]) -> Verdict:
+    """The gravest action, with the reasons of all that have one."""
+    action: Action = max((verdict.action for verdict in verdicts), key=SEVERITY.index, default="continue")
+    return Verdict(action=action, reason="; ".join(verdict.reason for verdict in verdicts if verdict.reason))

@@ -1,0 +1,1 @@
+"""What is measured inside a training step, on the device, without waiting for it."""
