@@ -41,7 +41,9 @@ def build_optimizer(
     )
     use_adam(kernels.optimizer)
     with optimizer_scope():
-        optimizer = get_megatron_optimizer(megatron_config, list(chunks))
+        # Groups of gloo serve checkpoints only, and a fake world has none.
+        gloo = dist.get_backend() != dist.Backend.FAKE
+        optimizer = get_megatron_optimizer(megatron_config, list(chunks), use_gloo_process_groups=gloo)
     for part in _parts(optimizer):
         mend(part)
         _prepare_torch_adamw(part, fused=kernels.optimizer == "torch")
