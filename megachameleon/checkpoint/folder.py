@@ -13,7 +13,7 @@ from typing import Any
 
 from megachameleon.files import read_json, sha256_of, sync_directory, write_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"
 COMMON_FILE = "common.json"
@@ -83,7 +83,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     values = read_json(checkpoint / MANIFEST_FILE)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else "none"
-        raise ValueError(f"{checkpoint}: checkpoint format {found}, this release reads format {FORMAT}")
+        raise ValueError(f"{checkpoint}: checkpoint format {found}, this release reads format {FORMAT}; go on with the one that wrote it")
     try:
         manifest = CheckpointManifest(**values)
     except TypeError as error:

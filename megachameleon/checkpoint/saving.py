@@ -23,8 +23,7 @@ from megachameleon.checkpoint.folder import (
     publish,
     temporary_folder,
 )
-from megachameleon.checkpoint.plain import to_plain
-from megachameleon.checkpoint.state import sharded_state
+from megachameleon.checkpoint.state import common_state, training_state
 from megachameleon.checkpoint.tensors import index_to_json, merge_indexes, write_parts
 from megachameleon.config import RunConfig, save_config
 from megachameleon.files import atomic_path, sha256_of, write_json
@@ -52,10 +51,6 @@ def save_checkpoint(
         chunks: this process's model chunks, with all weights in place.
         progress: plain values that the next step depends on besides the tensors.
     """
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
-    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-
-    sharded, common = save_preprocess(sharded_state(chunks, optimizer, context.groups, is_loading=False))
     temporary = temporary_folder(root, step)
     if context.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -63,13 +58,13 @@ def save_checkpoint(
     context.barrier()
     path = temporary / f"tensors_{context.rank:05d}.safetensors"
     with atomic_path(path) as partial:
-        index = write_parts(partial, nested_values(sharded), path.name)
+        index = write_parts(partial, training_state(chunks, optimizer, context.groups), path.name)
     gathered: list[Any] = [None] * context.world_size
     dist.all_gather_object(gathered, (path.name, _record(path), index))
     final = root / temporary.name
     if context.is_main:
         write_json(temporary / INDEX_FILE, index_to_json(merge_indexes(entries for _, _, entries in gathered)))
-        write_json(temporary / COMMON_FILE, to_plain(common))
+        write_json(temporary / COMMON_FILE, common_state(optimizer))
         write_json(temporary / PROGRESS_FILE, progress)
         save_config(config, temporary / CONFIG_FILE)
         small = {name: _record(temporary / name) for name in (INDEX_FILE, COMMON_FILE, CONFIG_FILE, PROGRESS_FILE)}

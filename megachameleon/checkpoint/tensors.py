@@ -1,10 +1,11 @@
-"""Sharded tensors on disk: one safetensors file a rank, and an index that says which part of which tensor it holds.
+"""Tensors on disk: one safetensors file a rank, and an index that says which box of which global tensor it holds.
 
-megatron-core describes a rank's part of a global tensor as a `ShardedTensor` (key, global shape, offset). Writing
-stores each part once. Reading fills any other division of the same tensors by copying overlaps, so a checkpoint does
-not know the parallel layout that wrote it. safetensors cannot carry code, unlike the pickles of torch's own formats.
+Writing stores what each rank brings. Reading fills any other division of the same tensors by copying overlaps, so a
+checkpoint does not know the parallel layout that wrote it. safetensors cannot carry code, unlike the pickles of torch's
+own formats.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megachameleon.checkpoint.boxes import Box, Shape, overlap, within
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTensor:
+    """A box of a global tensor, and the memory of this process from which it is written or into which it is read."""
+
+    key: str
+    global_shape: Shape
+    offset: Shape
+    data: Tensor
+    """Of the box's shape; contiguous; usually a view of what training works on."""
+
+    @property
+    def box(self) -> Box:
+        """Where in the global tensor."""
+        return Box(self.offset, tuple(self.data.shape))
+
+    @property
+    def name(self) -> str:
+        """The name in its file: key and offset, which no two boxes share."""
+        return f"{self.key}@{','.join(map(str, self.offset))}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
@@ -22,15 +46,14 @@ class Part:
 
     file: str
     name: str
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
+    box: Box
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorEntry:
     """A global tensor and the parts that cover it."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
     parts: tuple[Part, ...]
 
@@ -38,76 +61,67 @@ class TensorEntry:
 Index = dict[str, TensorEntry]
 
 
-def write_parts(path: Path, sharded: Iterable[Any], file_name: str) -> Index:
-    """Write this rank's share of the tensors (main replicas only) and return their entries.
+def write_parts(path: Path, tensors: Iterable[StoredTensor], file_name: str) -> Index:
+    """Write a rank's share of the tensors and return their entries.
 
     Args:
         path: where to write now.
-        sharded: megatron-core ShardedTensors, and the empty ShardedObjects that stand for extra state of kernels.
         file_name: the name that the file will have in the finished checkpoint.
     """
-    from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
+    tensors = list(tensors)
+    # What is given are views of training's buffers; safetensors stores only tensors that own their memory.
+    save_file({item.name: item.data.detach().cpu().clone() for item in tensors}, path)
+    return index_of(tensors, file_name)
 
-    tensors: dict[str, Tensor] = {}
-    index: Index = {}
-    for item in sharded:
-        if isinstance(item, ShardedObject):
-            assert item.data is None, f"{item.key}: extra state of a kernel that this format does not store"
-            continue
-        if not is_main_replica(item.replica_id):
-            continue
-        offset, shape = _box(item)
-        name = f"{item.key}@{','.join(map(str, offset))}"
-        tensors[name] = item.data.detach().reshape(shape).cpu().contiguous()
-        part = Part(file=file_name, name=name, offset=offset, shape=shape)
-        old = index.get(item.key)
-        index[item.key] = TensorEntry(
-            shape=tuple(item.global_shape),
-            dtype=str(item.dtype).removeprefix("torch."),
-            parts=(*(old.parts if old else ()), part),
-        )
-    # Parameters are views of one gradient-reduction buffer; safetensors stores only tensors that own their memory.
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
-    return index
+
+def index_of(tensors: Iterable[StoredTensor], file_name: str) -> Index:
+    """The entries of the tensors of one file."""
+    parts: dict[str, list[Part]] = defaultdict(list)
+    kinds: dict[str, tuple[Shape, str]] = {}
+    for item in tensors:
+        parts[item.key].append(Part(file=file_name, name=item.name, box=item.box))
+        kinds[item.key] = item.global_shape, str(item.data.dtype).removeprefix("torch.")
+    return {key: TensorEntry(shape=kinds[key][0], dtype=kinds[key][1], parts=tuple(parts[key])) for key in parts}
 
 
 def merge_indexes(indexes: Iterable[Index]) -> Index:
     """The index of all ranks' parts together."""
-    merged: Index = {}
+    parts: dict[str, list[Part]] = defaultdict(list)
+    kinds: dict[str, tuple[Shape, str]] = {}
     for index in indexes:
         for key, entry in index.items():
-            old = merged.get(key)
-            parts = (*(old.parts if old else ()), *entry.parts)
-            merged[key] = TensorEntry(shape=entry.shape, dtype=entry.dtype, parts=parts)
-    return dict(sorted(merged.items()))
+            parts[key] += entry.parts
+            kinds[key] = entry.shape, entry.dtype
+    return {
+        key: TensorEntry(shape=kinds[key][0], dtype=kinds[key][1], parts=tuple(parts[key])) for key in sorted(parts)
+    }
 
 
-def read_part(folder: Path, index: Index, item: Any) -> Tensor | None:
-    """Read the box that a ShardedTensor describes, in the shape of its data; None for a ShardedObject.
+@torch.no_grad()
+def read_tensors(folder: Path, index: Index, wanted: Iterable[StoredTensor]) -> None:
+    """Fill the memory of the boxes that are wanted, converting to its type.
+
+    First it is planned what comes from which file; then each file is opened once, and closed before the next. Besides
+    what is filled there is never more in memory than one part's overlap with one box.
 
     Raises:
-        ValueError: the checkpoint lacks the tensor, holds it with another shape, or does not cover the box.
+        ValueError: the checkpoint lacks a tensor, holds it with another shape, does not cover a box, or cannot be read.
     """
-    from megatron.core.dist_checkpointing.mapping import ShardedObject
-
-    if isinstance(item, ShardedObject):
-        return None
-    entry = index.get(item.key)
-    if entry is None:
-        raise ValueError(f"{folder}: has no tensor {item.key}; it belongs to another model")
-    if entry.shape != tuple(item.global_shape):
-        raise ValueError(
-            f"{folder}: tensor {item.key} has shape {list(entry.shape)}, the model needs {list(item.global_shape)}; "
-            "use the model configuration saved with the checkpoint"
-        )
-    offset, shape = _box(item)
-    result = torch.empty(shape, dtype=getattr(torch, entry.dtype))
-    filled = 0
-    for part in entry.parts:
-        filled += _copy_overlap(folder, part, offset, result)
-    if filled != result.numel():
-        raise ValueError(f"{folder}: tensor {item.key} is incomplete ({filled} of {result.numel()} values); damaged")
-    return result.reshape(tuple(item.local_shape))
+    plan: dict[str, list[tuple[Part, tuple[slice, ...], Tensor]]] = defaultdict(list)
+    for item in wanted:
+        filled = 0
+        for part in _entry(folder, index, item).parts:
+            shared = overlap(part.box, item.box)
+            if shared is not None:
+                plan[part.file].append((part, within(part.box, shared), item.data[within(item.box, shared)]))
+                filled += shared.size
+        if filled != item.box.size:
+            raise ValueError(
+                f"{folder}: tensor {item.key} is incomplete ({filled} of {item.box.size} values at {item.offset}); the "
+                " checkpoint is damaged: delete it to go on from the one before"
+            )
+    for name in sorted(plan):
+        _read_file(folder / name, plan[name])
 
 
 def index_to_json(index: Index) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def index_to_json(index: Index) -> dict[str, Any]:
         key: {
             "shape": list(entry.shape),
             "dtype": entry.dtype,
-            "parts": [[part.file, part.name, list(part.offset), list(part.shape)] for part in entry.parts],
+            "parts": [[part.file, part.name, list(part.box.offset), list(part.box.shape)] for part in entry.parts],
         }
         for key, entry in index.items()
     }
@@ -134,7 +148,7 @@ def index_from_json(values: dict[str, Any], origin: str) -> Index:
                 shape=tuple(value["shape"]),
                 dtype=value["dtype"],
                 parts=tuple(
-                    Part(file=file, name=name, offset=tuple(offset), shape=tuple(shape))
+                    Part(file=file, name=name, box=Box(tuple(offset), tuple(shape)))
                     for file, name, offset, shape in value["parts"]
                 ),
             )
@@ -149,25 +163,25 @@ def index_from_json(values: dict[str, Any], origin: str) -> Index:
     return index
 
 
-def _box(item: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Offset and shape of a ShardedTensor's part with all axes of the global tensor, stacked layers included."""
-    return tuple(item.global_offset), (1,) * item.prepend_axis_num + tuple(item.local_shape)
+def _entry(folder: Path, index: Index, item: StoredTensor) -> TensorEntry:
+    entry = index.get(item.key)
+    if entry is None:
+        raise ValueError(f"{folder}: has no tensor {item.key}; it belongs to another model")
+    if entry.shape != item.global_shape:
+        raise ValueError(
+            f"{folder}: tensor {item.key} has shape {list(entry.shape)}, the model needs {list(item.global_shape)}; "
+            "use the model configuration saved with the checkpoint"
+        )
+    return entry
 
 
-def _copy_overlap(folder: Path, part: Part, offset: tuple[int, ...], result: Tensor) -> int:
-    """Copy what a stored part and the wanted box share; returns the number of values."""
-    low = [max(a, b) for a, b in zip(part.offset, offset, strict=True)]
-    high = [min(a + n, b + m) for a, n, b, m in zip(part.offset, part.shape, offset, result.shape, strict=True)]
-    if any(a >= b for a, b in zip(low, high, strict=True)):
-        return 0
-    source = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, part.offset, strict=True))
-    target = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
+def _read_file(path: Path, copies: list[tuple[Part, tuple[slice, ...], Tensor]]) -> None:
+    """Copy slices of a file's parts to where they are wanted."""
     try:
-        with safe_open(folder / part.file, framework="pt") as file:
-            values = file.get_slice(part.name)[source] if source else file.get_tensor(part.name)
+        with safe_open(path, framework="pt") as file:
+            for part, source, target in copies:
+                target.copy_(file.get_slice(part.name)[source] if source else file.get_tensor(part.name))
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{folder / part.file}: cannot read {part.name} ({error}); the checkpoint is damaged"
+            f"{path}: cannot be read ({error}); the checkpoint is damaged: delete it to go on from the one before"
         ) from None
-    result[target] = values
-    return values.numel()

@@ -10,7 +10,7 @@ from torch import Tensor
 from megachameleon.config import KernelsConfig, OptimizerConfig, ParallelConfig
 from megachameleon.parallel.adam import use_adam
 from megachameleon.parallel.device import optimizer_scope
-from megachameleon.parallel.distributed_optimizer import mend
+from megachameleon.parallel.optimizer_state import create_state, parts_of
 
 
 def build_optimizer(
@@ -44,24 +44,12 @@ def build_optimizer(
         # Groups of gloo serve checkpoints only, and a fake world has none.
         gloo = dist.get_backend() != dist.Backend.FAKE
         optimizer = get_megatron_optimizer(megatron_config, list(chunks), use_gloo_process_groups=gloo)
-    for part in _parts(optimizer):
-        mend(part)
-        _prepare_torch_adamw(part, fused=kernels.optimizer == "torch")
+    for part in parts_of(optimizer):
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                group["fused"], group["foreach"] = kernels.optimizer == "torch", False
+    create_state(optimizer)
     return optimizer
-
-
-def keep_kernels(optimizer: Any, state: dict[str, Any]) -> None:
-    """Put the chosen kind of update into a saved state, which names the kind of the run that wrote it."""
-    chosen = {name: optimizer.param_groups[0].get(name) for name in ("fused", "foreach")}
-    groups = state["optimizer"]["param_groups"] if "optimizer" in state else state["param_groups"]
-    for group in groups:
-        group.update(chosen)
-
-
-def apply_settings(optimizer: Any, config: OptimizerConfig) -> None:
-    """Let the configuration rule over settings that a loaded optimizer state has brought along."""
-    for group in optimizer.param_groups:
-        group.update(max_lr=config.lr, min_lr=config.min_lr, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
 def not_finite(norm: Tensor) -> Tensor:
@@ -91,9 +79,9 @@ def optimizer_step(
         if clip_grad > 0:
             divisor = divisor * ((norm + 1e-6) / clip_grad).clamp(min=1)
         skip = refuses(norm)
-        if not all(_skips_on_the_device(part) for part in _parts(optimizer)) and bool(skip):
+        if not all(_skips_on_the_device(part) for part in parts_of(optimizer)) and bool(skip):
             return norm
-        for part in _parts(optimizer):
+        for part in parts_of(optimizer):
             _divide(part, divisor, skip)
         optimizer.step_with_ready_grads()
     return norm
@@ -123,17 +111,12 @@ def gradient_norm(optimizer: Any) -> Tensor:
     megatron-core's own reads one number from the device for each parameter where there is no apex.
     """
     total = torch.zeros((), device=torch.cuda.current_device())
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         gradients = part.get_main_grads_for_grad_norm()
         square = torch.stack(torch._foreach_norm(gradients)).square().sum() if gradients else torch.zeros_like(total)
         dist.all_reduce(square, group=part.get_grad_stats_parallel_group())
         total += square
     return total.sqrt()
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    """The optimizers of a chain, or the one that there is."""
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def build_schedule(optimizer: Any, config: OptimizerConfig, num_steps: int) -> Any:
@@ -166,26 +149,3 @@ def set_learning_rate(schedule: Any, step: int, factor: float = 1.0) -> float:
         for group in schedule.optimizer.param_groups:
             group["lr"] *= factor
     return max(group["lr"] for group in schedule.optimizer.param_groups if not group.get("is_decoupled_lr"))
-
-
-def _prepare_torch_adamw(part: Any, *, fused: bool) -> None:
-    """Choose torch's fused update and make the state that checkpoints expect."""
-    adam = part.optimizer
-    if adam is None or not isinstance(adam, torch.optim.AdamW):
-        return
-    for group in adam.param_groups:
-        group["fused"], group["foreach"] = fused, False
-    _create_state(part)
-
-
-def _create_state(part: Any) -> None:
-    """Checkpoints need Adam's state before its first step: make what that step would make."""
-    adam = part.optimizer
-    for group in adam.param_groups:
-        for parameter in group["params"]:
-            if not adam.state[parameter]:
-                adam.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu"),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from megachameleon.checkpoint.folder import CONFIG_FILE, read_manifest, step_of
-from megachameleon.checkpoint.loading import require_same_model, require_same_optimizer, saved_config, saved_vocabulary
+from megachameleon.checkpoint.loading import require_same_model, saved_config, saved_vocabulary
 from megachameleon.config import RunConfig, save_config
 from megachameleon.data.blending.blending import what_changed
 from megachameleon.files import require_free_space
@@ -17,7 +17,7 @@ from megachameleon.model.decoder import build_chunks
 from megachameleon.model.kernels.table import choose_kernels, start_kernels
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import multiplies_bfloat16, peak_memory
-from megachameleon.parallel.optimizer import apply_settings, build_optimizer, build_schedule
+from megachameleon.parallel.optimizer import build_optimizer, build_schedule
 from megachameleon.parallel.replicas import gather_parameters, wrap_replicas
 from megachameleon.training.agreement import OwnSigns
 from megachameleon.training.batches import TrainingData, require_enough_samples
@@ -200,7 +200,6 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         self.progress = self.checkpointer.load(checkpoint, self.state)
-        apply_settings(self.state.optimizer, self.config.optimizer)
         for guard in self.guards:
             guard.load_state_dict(self.progress.guards.get(guard.name, {}))
         for callback in self.callbacks:
@@ -222,7 +221,6 @@ def require_resumable(checkpoint: Path, config: RunConfig) -> None:
     """
     before = saved_config(checkpoint)
     require_same_model(checkpoint, before.model, config.model)
-    require_same_optimizer(checkpoint, before, config)
     if before.data.isolate_documents != config.data.isolate_documents:
         raise ValueError(
             f"data.isolate_documents: {config.data.isolate_documents}, but {checkpoint} was trained with "

@@ -11,7 +11,6 @@ from cases import run_training
 from whole import relative_errors
 
 from megachameleon.checkpoint.folder import complete_checkpoints, delete_old, read_manifest, resolve_checkpoint
-from megachameleon.checkpoint.plain import from_plain, to_plain
 from megachameleon.checkpoint.tensors import index_from_json
 from megachameleon.data.packing.packing_job import pack_folder
 from megachameleon.files import read_json, write_json
@@ -182,14 +181,6 @@ def test_another_model_is_refused(workers, run_copy):
     assert "was trained with model.num_layers=2, the configuration says 4" in refusal(workers, other)
 
 
-def test_another_optimizer_is_refused(workers, run_copy):
-    settings = more_steps(run_copy)
-    other = replace(settings, parallel=replace(settings.parallel, distributed_optimizer=True))
-    assert "was trained with parallel.distributed_optimizer=False" in refusal(workers, other)
-    other = replace(settings, training=replace(settings.training, precision="bf16"))
-    assert "was trained with training.precision=fp32" in refusal(workers, other)
-
-
 def test_other_data_is_refused(workers, run_copy):
     settings = more_steps(run_copy)
     other = replace(settings, training=replace(settings.training, seed=5))
@@ -284,13 +275,6 @@ def test_nothing_in_a_checkpoint_is_a_pickle(finished):
 def test_no_checkpoint_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match="no complete checkpoint here"):
         resolve_checkpoint(tmp_path)
-
-
-def test_plain_values_survive():
-    state = {"groups": [{"lr": 0.1, "betas": (0.9, 0.95)}], "state": {0: {}, 1: {"step": torch.tensor(7.0)}}, "n": None}
-    back = from_plain(json.loads(json.dumps(to_plain(state))))
-    assert back["groups"] == [{"lr": 0.1, "betas": [0.9, 0.95]}] and back["n"] is None
-    assert set(back["state"]) == {0, 1} and torch.equal(back["state"][1]["step"], torch.tensor(7.0))
 
 
 def test_no_git_is_no_obstacle(monkeypatch):

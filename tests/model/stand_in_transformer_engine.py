@@ -194,14 +194,13 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def build(context, config, **kernels):
     """A decoder and the keys of its checkpoint."""
-    from megachameleon.checkpoint.state import sharded_state
     from megachameleon.config import KernelsConfig
     from megachameleon.model.decoder import build_decoder
     from megachameleon.model.kernels.table import choose_kernels
 
     chosen = choose_kernels(KernelsConfig(**kernels), "cuda")
     model = build_decoder(config.model, config.parallel, chosen, context.groups, dtype=torch.float32, seed=1)
-    state = sharded_state([model], None, context.groups, is_loading=False)["model"]["0"]
+    state = model.sharded_state_dict(metadata={"dp_cp_group": context.groups.dp_cp})
     assert all(item.data is None for item in state.values() if type(item).__name__ == "ShardedObject")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
