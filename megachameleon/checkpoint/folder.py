@@ -83,7 +83,10 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     values = read_json(checkpoint / MANIFEST_FILE)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else "none"
-        raise ValueError(f"{checkpoint}: checkpoint format {found}, this release reads format {FORMAT}; go on with the one that wrote it")
+        raise ValueError(
+            f"{checkpoint}: checkpoint format {found}, this release reads format {FORMAT}; "
+            "go on with the release that wrote it"
+        )
     try:
         manifest = CheckpointManifest(**values)
     except TypeError as error:
