@@ -1,6 +1,9 @@
 """What is measured, drawn and logged, and where it goes."""
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+MonitorName = Literal["output_norm", "block_norms"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +30,17 @@ class LoggingConfig:
 
     tensorboard: bool = True
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    monitors: tuple[MonitorName, ...] = ("output_norm", "block_norms")
+    """What is measured inside the step. `output_norm` at each; the others every `monitor_every` steps."""
+    monitor_every: int = 100
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""
         self.drawing.validate()
+        if self.monitor_every < 1:
+            raise ValueError(
+                f"logging.monitor_every: {self.monitor_every} must be at least 1; to measure nothing, set "
+                "logging.monitors=[]"
+            )
+        if len(set(self.monitors)) < len(self.monitors):
+            raise ValueError(f"logging.monitors: {', '.join(self.monitors)} names one twice; name it once")

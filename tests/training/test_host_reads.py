@@ -74,7 +74,7 @@ class Methods(TorchFunctionMode):
 
 
 def reads_of_a_step(config):
-    """Counts of reads by place, in the second step of a run."""
+    """Counts of reads by place, in the second step of a run, with all monitors at work."""
     from megachameleon.training.step import train_step
 
     with parallel_context(config.parallel) as context:
@@ -87,7 +87,7 @@ def reads_of_a_step(config):
                 train_step(*arguments, step=step, consumed=consumed)
                 continue
             with Operations(notes), Methods(notes):
-                train_step(*arguments, step=step, consumed=consumed)
+                train_step(*arguments, step=step, consumed=consumed, monitors=trainer.monitors)
         return dict(notes.found)
 
 
@@ -116,7 +116,7 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_step_reads_the_device_once(workers, module_config, setting):
     world_size, overrides = SETTINGS[setting]
-    for found in workers.run(world_size, reads_of_a_step, module_config(*overrides)):
+    for found in workers.run(world_size, reads_of_a_step, module_config("logging.monitor_every=1", *overrides)):
         assert found == {THE_READ: 1}
 
 

@@ -1,0 +1,81 @@
+"""Which tokens this process has before it in the forward pass of a step that is measured.
+
+Monitors hook into the modules of the built model. A module also runs when a validation or a drawing calls it, and
+again when recomputation does; only what happens inside a chunk's own forward pass of a training step is to be counted.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megachameleon.checkpoint.state import unwrap
+from megachameleon.model.head import Targets
+from megachameleon.parallel.context import ParallelContext
+
+TEXT, IMAGE = 0, 1
+
+
+class ForwardWatch:
+    """Follows the micro-batches of this process's chunks while `measuring` is on.
+
+    Tensor-parallel ranks see the same tokens, or under sequence parallelism a part each. Either way each answers for
+    one equal part of them, so that sums over the world count every token once.
+    """
+
+    def __init__(self, chunks: Sequence[nn.Module], context: ParallelContext) -> None:
+        self.decoders = [unwrap(chunk) for chunk in chunks]
+        self.context = context
+        self.measuring = False
+        self.document_ids: Tensor | None = None
+        """int [b, t] of whole sequences, -1 for padding; None where a sample is one continuous stream."""
+        self._targets: Targets | None = None
+        self._modality: Tensor | None = None
+        for decoder in self.decoders:
+            decoder.register_forward_pre_hook(self._enter, with_kwargs=True)
+            decoder.register_forward_hook(self._leave, always_call=True)
+
+    @property
+    def inside(self) -> bool:
+        """Whether a chunk's forward pass is under way that is to be measured."""
+        return self._targets is not None
+
+    def layers(self) -> Iterator[tuple[int, nn.Module]]:
+        """This process's blocks, with their place in the whole model, from 0."""
+        for decoder in self.decoders:
+            for layer in decoder.decoder.layers:
+                yield layer.layer_number - 1, layer
+
+    def own_labels(self) -> Tensor:
+        """int64 [tokens of this process]: what is to be predicted at each."""
+        assert self._targets is not None
+        return self._own_part(self._targets.by_token()[0])
+
+    def own_modality(self) -> Tensor:
+        """float64 [2, tokens of this process]: 1 where a token carries loss and its label is of text, or of a picture.
+
+        Padding and the last tokens of documents have 0 twice: these are the tokens of `loss_text` and `loss_image`.
+        """
+        assert self._targets is not None
+        if self._modality is None:
+            _, weights, is_image = self._targets.by_token()
+            counted = weights > 0
+            self._modality = self._own_part(torch.stack((counted & ~is_image, counted & is_image)).double())
+        return self._modality
+
+    def own_rows(self, hidden: Tensor) -> Tensor:
+        """Hidden states [s (/ tensor_parallel), b, h] to those of this process's tokens, [tokens, h]."""
+        rows = hidden.detach().flatten(0, 1)
+        return rows if self.context.config.sequence_parallel else self._own_part(rows.t()).t()
+
+    def _own_part(self, by_token: Tensor) -> Tensor:
+        """[..., s * b] to the part that this tensor-parallel rank answers for."""
+        return by_token.tensor_split(self.context.config.tensor_parallel, -1)[self.context.tensor_rank]
+
+    def _enter(self, decoder: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._targets = named.get("targets") if self.measuring else None
+        self.document_ids, self._modality = arguments[2] if self.inside else None, None
+
+    def _leave(self, decoder: nn.Module, arguments: Any, output: Any) -> None:
+        self._targets = self.document_ids = self._modality = None
