@@ -67,6 +67,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return bind(hint, value, key)  # type: ignore[arg-type]
     if origin is Literal:
+        if value is False and "off" in args:  # YAML 1.1 reads a bare off as false
+            return "off"
         if value not in args:
             options = ", ".join(map(str, args))
             raise ValueError(f"{key}: {value!r} is not one of {options}; {nearest(str(value), map(str, args))}")
