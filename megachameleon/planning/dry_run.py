@@ -1,95 +1,77 @@
-"""A run of any size checked and counted on one machine: every model part is built, on no device, in a fake world."""
+"""A run of any size checked and counted on one machine: some of its ranks are trained for a step on fake tensors."""
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from megachameleon.config import KernelsConfig, RunConfig
+from megachameleon.config import RunConfig
 from megachameleon.files import require_usable_folder
-from megachameleon.parallel.context import model_axes
 from megachameleon.parallel.device import install, pick_device
+from megachameleon.planning.counting import PARTS, Collective, Volume
+
+GIGA = 1e9
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageCount:
-    """Parameters of one rank of a pipeline stage; the same on every tensor-parallel rank of it."""
-
-    stage: int
-    layers: int
-    parameters: int
-
-
-def dry_run(config: RunConfig, world_size: int | None) -> str:
-    """Check a configuration for a world and say what it needs, as text.
+def dry_run(config: RunConfig, world_size: int | None, rank: int | None = None) -> str:
+    """Check a configuration for a world, count what some ranks hold and send, and say so as text.
 
     Args:
         world_size: processes to assume; None takes torchrun's, or as few as the layout allows.
+        rank: the one to count; None counts the first of the first and of the last pipeline stage.
 
     Raises:
-        ValueError: whatever would stop the real run.
+        ValueError: whatever would stop the real run; there is no such rank.
     """
     if world_size is not None and world_size < 1:
         raise ValueError(f"--world-size: {world_size} must be at least 1")
     start = time.perf_counter()
     world = world_size or max(int(os.environ.get("WORLD_SIZE", "1")), config.parallel.model_parallel)
     config.validate_world(world)
+    if rank is not None and not 0 <= rank < world:
+        raise ValueError(f"--rank: {rank} is not one of the {world:,} processes; take 0 to {world - 1}")
     require_usable_folder(Path(config.output_dir))
     install(pick_device())
+    from megachameleon.model.kernels.table import choose_kernels
     from megachameleon.training.trainer import resolve_precision
 
     config = resolve_precision(config, pick_device())
-    data = [*_describe_data(config), *_describe_resume(config)]
-    stages = count_stages(config, world)
-    lines = [*_describe_run(config, world), *_describe_stages(config, world, stages), *data]
-    return "\n".join(
-        [*lines, f"checked in       {time.perf_counter() - start:.1f} s; nothing was allocated or trained"]
-    )
+    choose_kernels(config.kernels)  # refuses what cannot run here
+    lines = [*_describe_run(config, world), *_describe_data(config), *_describe_resume(config)]
+    ranks = _ends_of_the_pipeline(config, world) if rank is None else [rank]
+    lines += [line for each in ranks for line in _describe_rank(config, each, world)]
+    seconds = time.perf_counter() - start
+    return "\n".join([*lines, f"checked in       {seconds:.1f} s; no memory was taken and nothing trained"])
 
 
-def count_stages(config: RunConfig, world_size: int) -> list[StageCount]:
-    """Build each pipeline stage without memory and count its parameters."""
-    ranks_per_stage = world_size // config.parallel.pipeline_parallel
+def _ends_of_the_pipeline(config: RunConfig, world: int) -> list[int]:
+    """Embedding and most micro-batches in flight are on the first stage, the head is on the last."""
+    stages = config.parallel.pipeline_parallel
+    return sorted({0, (stages - 1) * (world // stages)})
+
+
+def _describe_rank(config: RunConfig, rank: int, world: int) -> list[str]:
+    from megachameleon.planning.fake_step import count_rank
+
+    count = count_rank(config, rank, world)
+    stages = config.parallel.pipeline_parallel
+    memory = ", ".join(f"{part} {count.peak.get(part, 0) / GIGA:,.2f}" for part in PARTS)
     return [
-        _count_stage(config, world_size, stage, stage * ranks_per_stage)
-        for stage in range(config.parallel.pipeline_parallel)
+        f"rank {rank:<11} stage {count.stage} of {stages}: {count.layers} layers, {count.parameters:,} parameters",
+        f"  memory         {count.total / GIGA:,.2f} GB at the peak of a step: {memory}",
+        f"  in a step      {'axis':<9} {'ranks':>6} {'message':<15} {'times':>9} {'GB in all':>10}",
+        *_describe_traffic(sorted(count.traffic.items())),
     ]
 
 
-def _count_stage(config: RunConfig, world_size: int, stage: int, rank: int) -> StageCount:
-    with _fake_world(config, rank, world_size) as groups:
-        from megachameleon.model.decoder import build_chunks
-        from megachameleon.model.kernels.table import choose_kernels
-
-        dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
-        choose_kernels(config.kernels)  # refuses what cannot run here
-        kernels = choose_kernels(KernelsConfig())  # counts are the same with all
-        with torch.device("meta"):
-            chunks = build_chunks(config.model, config.parallel, kernels, groups, dtype=dtype, seed=None)
-        return StageCount(
-            stage=stage,
-            layers=sum(len(chunk.decoder.layers) for chunk in chunks),
-            parameters=sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters()),
-        )
-
-
-@contextmanager
-def _fake_world(config: RunConfig, rank: int, world_size: int) -> Iterator[Any]:
-    """Be `rank` of a world that does not exist: torch's fake backend, whose collectives do nothing."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        with model_axes(config.parallel, create_gloo_process_groups=False) as groups:
-            yield groups
-    finally:
-        dist.destroy_process_group()
+def _describe_traffic(traffic: Sequence[tuple[Collective, Volume]]) -> list[str]:
+    """A row for each kind of message; bytes are of whole tensors, whatever way a library takes to bring them about."""
+    rows = [
+        f"                 {kind.axis:<9} {kind.ranks:>6,} {kind.kind:<15} {volume.count:>9,} "
+        f"{volume.bytes / GIGA:>10,.3f}"
+        for kind, volume in traffic
+    ]
+    return rows or ["                 nothing: this process is alone"]
 
 
 def _describe_run(config: RunConfig, world: int) -> list[str]:
@@ -104,22 +86,6 @@ def _describe_run(config: RunConfig, world: int) -> list[str]:
         f"run              {training.num_steps:,} steps = {tokens * training.num_steps:,} tokens",
         f"precision        {config.training.precision}",
     ]
-
-
-def _describe_stages(config: RunConfig, world: int, stages: list[StageCount]) -> list[str]:
-    data_parallel = config.parallel.data_parallel(world)
-    replicas = data_parallel * config.parallel.context_parallel
-    shards = replicas if config.parallel.distributed_optimizer else 1
-    fp32 = config.training.precision == "fp32"
-    lines = []
-    for stage in stages:
-        moments, master = 8 / shards, 0 if fp32 else 4 / shards
-        size = stage.parameters * ((4 if fp32 else 2) + 4 + master + moments)
-        lines.append(
-            f"stage {stage.stage:<10} {stage.layers} layers, {stage.parameters:,} parameters a rank, "
-            f"{size / 1e9:,.2f} GB of weights, gradients and optimizer (activations come on top)"
-        )
-    return lines
 
 
 def _describe_data(config: RunConfig) -> list[str]:
