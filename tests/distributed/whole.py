@@ -5,6 +5,7 @@ import torch.distributed as dist
 
 from megachameleon.checkpoint.state import unwrap
 from megachameleon.model.initialization import global_names
+from megachameleon.parallel.optimizer_state import held_states
 
 
 def gather(model, context, *, gradients):
@@ -26,6 +27,33 @@ def gather(model, context, *, gradients):
         for name, (_, dim) in rows[0][3].items():
             whole[name] = join([row[3][name][0] for row in rows], name, dim)
     return whole
+
+
+def gather_state(chunks, optimizer, context):
+    """Whole weights, moments and masters by kind and global name, on every rank, put together from what the optimizers
+    of all ranks say that they hold: it knows nothing of checkpoints."""
+    names = {id(parameter): name for chunk in chunks for name, parameter in global_names(unwrap(chunk))}
+    mine = []
+    for held in held_states(optimizer):
+        parameter = held.parameter
+        dim = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        weight = parameter.detach().view(-1)[held.start : held.stop]
+        for kind, values in {"weight": weight, **held.tensors}.items():
+            mine.append((f"{kind} {names[id(parameter)]}", parameter.shape, dim, held.start, values.clone()))
+    ranks = [None] * context.world_size
+    dist.all_gather_object(ranks, (context.tensor_rank, mine))
+    local, dims = {}, {}
+    for tensor_rank, rows in ranks:
+        for key, shape, dim, start, values in rows:
+            whole = local.setdefault((key, tensor_rank), torch.full((shape.numel(),), torch.nan, dtype=values.dtype))
+            whole[start : start + len(values)] = values
+            dims[key] = shape, dim
+    assert not any(tensor.isnan().any() for tensor in local.values()), "nobody holds some of the values"
+    size = context.config.tensor_parallel
+    return {
+        key: join([local[key, rank].view(shape) for rank in range(size)], key, dim)
+        for key, (shape, dim) in sorted(dims.items())
+    }
 
 
 def require_equal_replicas(ranks):
