@@ -66,7 +66,7 @@ def cost_of(
         tensor=times * (forward.tensor + backward.tensor),
         context=times * (forward.context + backward.context),
         bubble=bubble * times * (forward.total + backward.total),
-        transfers=micro_batches * _transfers(shape, layout, machine, software),
+        transfers=micro_batches * _transfers(shape, layout, machine, software, layers * forward.total),
         data=_data(shape, layout, machine, layers, forward, backward),
         optimizer=_optimizer(shape, layout, machine),
         other=efficiencies.step_seconds,
@@ -102,23 +102,32 @@ def _head(shape: TransformerShape, layout: Layout, machine: Machine, software: S
     return going + back + weight + machine.reach(software.logit_bytes * tokens * vocab) + messages
 
 
-def _transfers(shape: TransformerShape, layout: Layout, machine: Machine, software: Software) -> float:
-    """Hidden states to the next stage and gradients from it, for each chunk of a micro-batch."""
+def _transfers(shape: TransformerShape, layout: Layout, machine: Machine, software: Software, forward: float) -> float:
+    """Hidden states to the next stage and gradients from it, for each chunk of a micro-batch.
+
+    Where they overlap, what is left is by how much they take longer than forward of a chunk, the shorter direction.
+    """
     stages, chunks = layout.pipeline_parallel, layout.virtual_pipeline_parallel
-    if stages == 1 or (chunks > 1 and software.overlaps_transfers):
+    if stages == 1:
         return 0.0
     whole = activation_bytes(shape, layout)
     split = layout.tensor_parallel if layout.sequence_parallel or software.splits_transfers else 1
     one = machine.transfer(whole / split, layout.world_size // stages)
     if software.splits_transfers and not layout.sequence_parallel:
         one += machine.collective("all_gather", whole, layout.tensor_parallel)
-    return 2 * chunks * one
+    hidden = forward / chunks if chunks > 1 and software.overlaps_transfers else 0.0
+    return 2 * chunks * max(0.0, one - hidden)
 
 
 def _data(
     shape: TransformerShape, layout: Layout, machine: Machine, layers: float, forward: PassTime, backward: PassTime
 ) -> float:
-    """Gradients summed over replicas, and weights gathered; what overlaps hides under one micro-batch's computation."""
+    """Gradients summed over replicas, and weights gathered.
+
+    What overlaps hides under computation of the last micro-batches, and of the first. In the interleaved schedule the
+    stage passes all its micro-batches of a round through one chunk before the next, so what belongs to a chunk is
+    summed while the whole round goes through the others.
+    """
     replicas, stride = layout.replicas, layout.tensor_parallel
     if replicas == 1:
         return 0.0
@@ -127,12 +136,29 @@ def _data(
     stages, chunks = layout.pipeline_parallel, layout.virtual_pipeline_parallel
     rounds = layers * (1 + (stages * (chunks - 1))) / chunks
     under_backward = rounds * backward.total if layout.overlap_grad_reduce else 0.0
+    if layout.fully_sharded:
+        return layout.num_micro_batches * _sharded(layout, machine, layers, forward, backward, gradients, weights)
     if not layout.distributed_optimizer:
         return max(0.0, machine.collective("all_reduce", gradients, replicas, stride) - under_backward)
     under_forward = rounds * forward.total if layout.overlap_param_gather else 0.0
     reduce = machine.collective("reduce_scatter", gradients, replicas, stride)
     gather = machine.collective("all_gather", weights, replicas, stride)
     return max(0.0, reduce - under_backward) + max(0.0, gather - under_forward)
+
+
+def _sharded(
+    layout: Layout,
+    machine: Machine,
+    layers: float,
+    forward: PassTime,
+    backward: PassTime,
+    gradients: float,
+    weights: float,
+) -> float:
+    """Fully sharded: weights gathered twice and gradients scattered for each micro-batch, under its computation."""
+    gather = machine.collective("all_gather", weights, layout.replicas, layout.tensor_parallel)
+    reduce = machine.collective("reduce_scatter", gradients, layout.replicas, layout.tensor_parallel)
+    return max(0.0, gather - layers * forward.total) + max(0.0, gather + reduce - layers * backward.total)
 
 
 def _optimizer(shape: TransformerShape, layout: Layout, machine: Machine) -> float:

@@ -10,11 +10,9 @@ from megachameleon.planning.efficiencies import FITTED, Efficiencies
 from megachameleon.planning.hardware import CLUSTERS
 from megachameleon.planning.published import Point
 
-CONSTANTS = ("gemm_ampere", "gemm_hopper", "gemm_traffic", "memory", "nvlink", "overlapped_tensor")
+CONSTANTS = ("gemm_ampere", "gemm_hopper", "gemm_hopper_fp8", "gemm_traffic", "memory", "nvlink", "overlapped_tensor")
 """What is fitted; all are fractions between 0 and 1."""
-START = replace(
-    FITTED, gemm_ampere=0.7, gemm_hopper=0.7, gemm_traffic=0.5, memory=0.7, nvlink=0.7, overlapped_tensor=0.7
-)
+START = replace(FITTED, **dict.fromkeys(CONSTANTS, 0.7))
 """Where every fit starts, so that it does not depend on an earlier one."""
 ROUNDS = 12
 LOWEST = 0.05

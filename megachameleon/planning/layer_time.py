@@ -91,10 +91,17 @@ def _pass_bytes(shape: TransformerShape, layout: Layout, tokens: int, *, backwar
     wide = tokens * shape.ffn_hidden_size / layout.tensor_parallel
     heads = tokens * (shape.hidden_size + shape.key_value_size) / layout.tensor_parallel
     masks = 2.0 if shape.dropout else 0.0
+    casts = _cast_bytes(shape, layout, tokens, backward=backward) if layout.precision == "fp8" else 0.0
     per_head = 4.0 + (4.0 if shape.qk_norm else 0.0)
     if not backward:
-        return (20 + masks) * hidden + (6 if shape.gated else 4) * wide + per_head * heads
-    return (12 + 4 + 12 + masks) * hidden + (10 if shape.gated else 6) * wide + 1.5 * per_head * heads
+        return casts + (20 + masks) * hidden + (6 if shape.gated else 4) * wide + per_head * heads
+    return casts + (12 + 4 + 12 + masks) * hidden + (10 if shape.gated else 6) * wide + 1.5 * per_head * heads
+
+
+def _cast_bytes(shape: TransformerShape, layout: Layout, tokens: int, *, backward: bool) -> float:
+    """To 8 bits: the input of each product is read in 16 and written in 8, as it is and transposed."""
+    sizes = [n if backward else k for n, k in _products(shape, tokens, layout.tensor_parallel)]
+    return 4.0 * tokens * sum(sizes)
 
 
 def _context(shape: TransformerShape, layout: Layout, machine: Machine, *, backward: bool) -> float:

@@ -1,4 +1,4 @@
-"""Step times that others measured and published, with every fact about their layouts, and which facts we assumed.
+"""Megatron-LM's and Llama 3's runs in bf16 and fp16, as published.
 
 Facts that a source does not state follow rules, and are never chosen by point:
 
@@ -10,51 +10,20 @@ Facts that a source does not state follow rules, and are never chosen by point:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
-from megachameleon.planning.flops import Convention, flops_of
+from megachameleon.planning.published.point import Point
 from megachameleon.planning.shapes import Layout, TransformerShape
-from megachameleon.planning.software import LLAMA, MEGATRON_2021, MEGATRON_2022, MEGATRON_CORE, Software
+from megachameleon.planning.software import LLAMA, MEGATRON_2021, MEGATRON_2022, MEGATRON_CORE
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
-    """One published measurement."""
-
-    family: str
-    name: str
-    source: str
-    cluster: str
-    shape: TransformerShape
-    layout: Layout
-    software: Software
-    measured: float
-    unit: Literal["teraflops", "seconds", "tokens"]
-    """TFLOP/s of a GPU by `convention`, seconds of a step, or tokens a second of a GPU."""
-    convention: Convention
-    assumed: str = ""
-    """Facts that the source does not state."""
-
-    def teraflops(self, seconds: float) -> float:
-        """TFLOP/s of each GPU in a step of so many seconds, in the source's definition."""
-        tokens = self.layout.global_batch_size * self.shape.sequence_length
-        return flops_of(self.shape).total(self.convention) * tokens / seconds / self.layout.world_size / 1e12
-
-    @property
-    def seconds(self) -> float:
-        """Of a step, as measured."""
-        if self.unit == "seconds":
-            return self.measured
-        if self.unit == "tokens":
-            tokens = self.layout.global_batch_size * self.shape.sequence_length
-            return tokens / self.measured / self.layout.world_size
-        return self.teraflops(self.measured)  # teraflops x seconds is the same product, so the function is its inverse
-
-
-def points() -> list[Point]:
-    """All of them, in a fixed order."""
-    return [*_megatron_core(), *_korthikanti(), *_narayanan_models(), *_narayanan_scaling(), *_llama()]
+def bf16_points() -> Iterator[Point]:
+    """H100 and A100, in the order of the sources."""
+    yield from _megatron_core()
+    yield from _korthikanti()
+    yield from _narayanan_models()
+    yield from _narayanan_scaling()
+    yield from _llama()
 
 
 def _gpt(layers: int, hidden: int, heads: int, vocab: int, length: int, *, attention_dropout: bool) -> TransformerShape:
@@ -237,14 +206,16 @@ def _narayanan_layout(world: int, batch: int, micro: int, tensor: int, stages: i
 
 
 def _llama() -> Iterator[Point]:
-    shape = {
-        "num_layers": 126,
-        "hidden_size": 16384,
-        "num_attention_heads": 128,
-        "num_query_groups": 8,
-        "ffn_hidden_size": 53248,
-        "vocab_size": 128_256,
-    }
+    shape = TransformerShape(
+        num_layers=126,
+        hidden_size=16384,
+        num_attention_heads=128,
+        num_query_groups=8,
+        ffn_hidden_size=53248,
+        gated=True,
+        vocab_size=128_256,
+        sequence_length=8192,
+    )
     for world, context, length, batch, measured in (
         (8192, 1, 8192, 2048, 430),
         (16384, 1, 8192, 2048, 400),
@@ -255,7 +226,7 @@ def _llama() -> Iterator[Point]:
             name=f"405B, {world} GPUs, {length} tokens",
             source="arXiv 2407.21783, tables 3 and 4",
             cluster="h100",
-            shape=TransformerShape(**shape, gated=True, sequence_length=length),
+            shape=replace(shape, sequence_length=length),
             layout=Layout(
                 world_size=world,
                 global_batch_size=batch,
