@@ -1,17 +1,19 @@
 """The folder of a run's checkpoints: which exist, which is newest, which are whole.
 
 A checkpoint is written under a temporary name and renamed when its manifest, which lists every file with size and
-SHA-256, is on the disk. What has no manifest does not exist.
+SHA-256, is on the disk. What has no manifest does not exist. The file `latest` names the newest for people and scripts;
+it is written last, so where it disagrees with the folder, a process was killed in between and the folder is right.
 """
 
+import hashlib
+import json
 import re
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megachameleon.files import read_json, sha256_of, sync_directory, write_json, write_text
+from megachameleon.files import read_json, sha256_of, write_json
 
 FORMAT = 2
 MANIFEST_FILE = "manifest.json"
@@ -20,6 +22,12 @@ COMMON_FILE = "common.json"
 CONFIG_FILE = "config.yaml"
 PROGRESS_FILE = "progress.json"
 LATEST_FILE = "latest"
+SEAL = "sha256"
+DAMAGED = ".damaged"
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint's bytes are not those that were written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +46,8 @@ class CheckpointManifest:
     """Fingerprints of the `text` and `image` tokenizers that made the data."""
     files: dict[str, dict[str, Any]]
     """Size and SHA-256 by file name."""
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """Where it comes from (`checkpoint/lineage.py`)."""
     format: int = FORMAT
 
 
@@ -51,95 +61,143 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def complete_checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+def named_checkpoints(root: Path) -> list[Path]:
+    """Folders with the name of a checkpoint, whatever is in them, oldest first."""
     if not root.is_dir():
         return []
-    names = (path for path in root.iterdir() if re.fullmatch(r"step_\d{8,}", path.name))
-    return sorted((path for path in names if (path / MANIFEST_FILE).is_file()), key=step_of)
+    return sorted((path for path in root.iterdir() if re.fullmatch(r"step_\d{8,}", path.name)), key=step_of)
+
+
+def complete_checkpoints(root: Path) -> list[Path]:
+    """Checkpoints of a run that have a manifest, oldest first."""
+    return [path for path in named_checkpoints(root) if (path / MANIFEST_FILE).is_file()]
+
+
+def damaged_checkpoints(root: Path) -> list[Path]:
+    """Checkpoints that a run has found damaged and set aside."""
+    return sorted(root.glob(f"step_*{DAMAGED}*")) if root.is_dir() else []
 
 
 def resolve_checkpoint(path: Path) -> Path:
     """A checkpoint's folder from itself, a run's `checkpoints` folder, or a run's folder (its newest).
 
+    Manifest and sizes are checked here; hashes where the checkpoint is loaded.
+
     Raises:
         ValueError: there is no complete checkpoint.
+        DamagedCheckpointError: the newest is damaged; names the one before it.
     """
     if (path / MANIFEST_FILE).is_file():
         return path
     for root in (path, path / "checkpoints"):
-        found = complete_checkpoints(root)
+        found = named_checkpoints(root)
         if found:
-            return found[-1]
-    raise ValueError(f"{path}: no complete checkpoint here; give a run's folder or one of its checkpoints/step_*")
+            return _require_whole(found)
+    aside = [folder.name for root in (path, path / "checkpoints") for folder in damaged_checkpoints(root)]
+    what = f" ({', '.join(aside)} set aside)" if aside else ""
+    raise ValueError(f"{path}: no complete checkpoint here{what}; give a run's folder or one of its checkpoints/step_*")
 
 
-def read_manifest(checkpoint: Path) -> CheckpointManifest:
-    """Read and check a manifest and the sizes of the files it lists.
+def _require_whole(checkpoints: list[Path]) -> Path:
+    """The newest, which must be whole."""
+    try:
+        read_manifest(checkpoints[-1])
+    except DamagedCheckpointError as error:
+        before = next((path for path in reversed(checkpoints[:-1]) if is_whole(path)), None)
+        remedy = f"give {before}, the one before it" if before else "there is no whole one before it"
+        raise DamagedCheckpointError(f"{error}; {remedy}") from None
+    return checkpoints[-1]
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the manifest can be read and all files have their sizes."""
+    try:
+        read_manifest(checkpoint)
+    except ValueError:
+        return False
+    return True
+
+
+def write_manifest(checkpoint: Path, manifest: CheckpointManifest) -> None:
+    """Write a manifest with a hash of itself."""
+    values = asdict(manifest)
+    write_json(checkpoint / MANIFEST_FILE, {**values, SEAL: _seal(values)})
+
+
+def parse_manifest(checkpoint: Path) -> CheckpointManifest:
+    """Read a manifest alone.
 
     Raises:
-        ValueError: no manifest, another format, or a file that is missing or of another size.
+        DamagedCheckpointError: it is missing, is not JSON, or was changed.
+        ValueError: another format, or a file name that leaves the folder.
     """
-    values = read_json(checkpoint / MANIFEST_FILE)
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else "none"
+    path = checkpoint / MANIFEST_FILE
+    try:
+        values = read_json(path)
+    except UnicodeDecodeError:
+        raise DamagedCheckpointError(f"{path}: not text; the checkpoint is damaged") from None
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{str(error).partition(';')[0]}; the checkpoint is damaged") from None
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest; the checkpoint is damaged")
+    if values["format"] != FORMAT:
         raise ValueError(
-            f"{checkpoint}: checkpoint format {found}, this release reads format {FORMAT}; "
-            "go on with the release that wrote it"
+            f"{checkpoint}: checkpoint format {values['format']}, this release reads format {FORMAT}; "
+            "go on with the one that wrote it"
         )
+    if values.pop(SEAL, None) != _seal(values):
+        raise DamagedCheckpointError(f"{path}: was changed after it was written; the checkpoint is damaged")
     try:
         manifest = CheckpointManifest(**values)
     except TypeError as error:
-        raise ValueError(f"{checkpoint / MANIFEST_FILE}: not a checkpoint's manifest ({error})") from None
-    for name, record in manifest.files.items():
-        file = checkpoint / name
+        raise ValueError(
+            f"{path}: not a manifest of this release ({error}); go on with the one that wrote it"
+        ) from None
+    for name in manifest.files:
         if Path(name).name != name:
             raise ValueError(f"{checkpoint}: file name {name!r} leaves the checkpoint's folder; refused")
-        size = file.stat().st_size if file.is_file() else None
-        if size != record["size"]:
-            raise ValueError(
-                f"{file}: {'missing' if size is None else f'{size} bytes'}, the manifest says {record['size']}; "
-                "the checkpoint is damaged: delete it to go on from the one before"
-            )
     return manifest
 
 
-def verify_hashes(checkpoint: Path, names: list[str], manifest: CheckpointManifest) -> None:
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
+    """Read a manifest and check the sizes of all files that it lists.
+
+    Raises:
+        DamagedCheckpointError: it or a file is missing, or another than was written.
+        ValueError: another format, or a file name that leaves the folder.
+    """
+    manifest = parse_manifest(checkpoint)
+    verify_sizes(checkpoint, manifest.files, manifest)
+    return manifest
+
+
+def verify_sizes(checkpoint: Path, names: Iterable[str], manifest: CheckpointManifest) -> None:
+    """Compare files with their sizes.
+
+    Raises:
+        DamagedCheckpointError: one is missing or of another size.
+    """
+    for name in names:
+        file, wanted = checkpoint / name, manifest.files[name]["size"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != wanted:
+            found = "missing" if size is None else f"{size} bytes"
+            raise DamagedCheckpointError(f"{file}: {found}, the manifest says {wanted}; the checkpoint is damaged")
+
+
+def verify_hashes(checkpoint: Path, names: Iterable[str], manifest: CheckpointManifest) -> None:
     """Compare files with their SHA-256.
 
     Raises:
-        ValueError: a file's bytes have changed.
+        DamagedCheckpointError: a file's bytes have changed.
     """
     for name in names:
         if sha256_of(checkpoint / name) != manifest.files[name]["sha256"]:
-            raise ValueError(
-                f"{checkpoint / name}: its SHA-256 differs from the manifest's; "
-                "the checkpoint is damaged: delete it to go on from the one before"
+            raise DamagedCheckpointError(
+                f"{checkpoint / name}: its SHA-256 differs from the manifest's; the checkpoint is damaged"
             )
 
 
-def temporary_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written before it is complete."""
-    return root / f".{checkpoint_name(step)}.tmp"
-
-
-def publish(temporary: Path, root: Path, manifest: CheckpointManifest, to_json: Callable[[Any], Any]) -> Path:
-    """Write the manifest, rename the folder into place and point `latest` at it."""
-    write_json(temporary / MANIFEST_FILE, to_json(manifest))
-    final = root / checkpoint_name(manifest.step)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    sync_directory(root)
-    write_text(root / LATEST_FILE, final.name + "\n")
-    return final
-
-
-def delete_old(root: Path, keep_last: int) -> None:
-    """Delete all but the newest complete checkpoints, and what interrupted saves and deletions have left."""
-    for path in complete_checkpoints(root)[:-keep_last]:
-        # Take away the manifest first: a half-deleted checkpoint must not look complete.
-        (path / MANIFEST_FILE).unlink()
-    incomplete = [path for path in root.glob("step_*") if path.is_dir() and not (path / MANIFEST_FILE).exists()]
-    for path in (*incomplete, *root.glob(".step_*.tmp")):
-        shutil.rmtree(path, ignore_errors=True)
+def _seal(values: dict[str, Any]) -> str:
+    """The hash of a manifest's content, by which a changed byte is told from another training."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

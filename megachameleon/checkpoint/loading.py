@@ -12,8 +12,9 @@ from megachameleon.checkpoint.folder import (
     INDEX_FILE,
     PROGRESS_FILE,
     CheckpointManifest,
-    read_manifest,
+    parse_manifest,
     verify_hashes,
+    verify_sizes,
 )
 from megachameleon.checkpoint.state import load_state
 from megachameleon.checkpoint.tensors import index_from_json
@@ -24,17 +25,29 @@ from megachameleon.tokens.vocabulary import Vocabulary
 
 
 def load_checkpoint(
-    checkpoint: Path, chunks: Sequence[torch.nn.Module], optimizer: Any | None, context: ParallelContext
+    checkpoint: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: Any | None,
+    context: ParallelContext,
+    *,
+    verified: bool = False,
+    fresh: bool = False,
 ) -> CheckpointManifest:
     """Fill a process's model chunks and, if given, their optimizer; all processes call it.
+
+    Args:
+        verified: hashes have been compared already.
+        fresh: give the optimizer its masters only; for the rest it stays new.
 
     Raises:
         ValueError: the checkpoint is damaged or belongs to another model.
     """
-    manifest = read_manifest(checkpoint)
-    _verify_share(checkpoint, manifest, context)
+    manifest = parse_manifest(checkpoint)
+    if not verified:
+        verify_share(checkpoint, manifest, context)
     index = index_from_json(read_json(checkpoint / INDEX_FILE), origin=str(checkpoint / INDEX_FILE))
-    load_state(checkpoint, index, read_json(checkpoint / COMMON_FILE), chunks, optimizer, context.groups)
+    common = read_json(checkpoint / COMMON_FILE)
+    load_state(checkpoint, index, common, chunks, optimizer, context.groups, fresh=fresh)
     return manifest
 
 
@@ -69,7 +82,12 @@ def require_same_model(checkpoint: Path, saved: ModelConfig, wanted: ModelConfig
             )
 
 
-def _verify_share(checkpoint: Path, manifest: CheckpointManifest, context: ParallelContext) -> None:
-    """Check the hashes of this rank's share of the files; together the ranks check them all."""
-    names = sorted(manifest.files)
-    verify_hashes(checkpoint, names[context.rank :: context.world_size], manifest)
+def verify_share(checkpoint: Path, manifest: CheckpointManifest, context: ParallelContext) -> None:
+    """Check sizes and hashes of this rank's share of the files; together the ranks check them all.
+
+    Raises:
+        DamagedCheckpointError: a file is missing or another than was written.
+    """
+    names = sorted(manifest.files)[context.rank :: context.world_size]
+    verify_sizes(checkpoint, names, manifest)
+    verify_hashes(checkpoint, names, manifest)

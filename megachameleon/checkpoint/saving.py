@@ -1,108 +1,205 @@
-"""Writing a checkpoint together from all processes."""
+"""Writing a checkpoint from the snapshots of all ranks, without any of them waiting for another in a collective.
 
-import importlib.metadata
-import platform
+Each rank writes its file and then, when that is durable, a small record of it. The main process waits until the shared
+file system shows the records of all ranks, adds what is common, and publishes. All of it can run in a thread beside
+training: files are the only thing by which ranks meet here.
+"""
+
+import contextlib
+import errno
+import os
 import shutil
-import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-import megachameleon
 from megachameleon.checkpoint.folder import (
     COMMON_FILE,
     CONFIG_FILE,
     INDEX_FILE,
+    MANIFEST_FILE,
     PROGRESS_FILE,
     CheckpointManifest,
-    delete_old,
-    publish,
-    temporary_folder,
+    checkpoint_name,
+    write_manifest,
 )
-from megachameleon.checkpoint.state import common_state, training_state
-from megachameleon.checkpoint.tensors import index_to_json, merge_indexes, write_parts
-from megachameleon.config import RunConfig, save_config
-from megachameleon.files import atomic_path, sha256_of, write_json
-from megachameleon.parallel.context import ParallelContext
-from megachameleon.tokens.vocabulary import Vocabulary
+from megachameleon.checkpoint.retention import Retention, delete_old, hidden_folder, put_in_place
+from megachameleon.checkpoint.snapshot import Snapshot, write_snapshot
+from megachameleon.checkpoint.tensors import index_from_json, index_of, index_to_json, merge_indexes
+from megachameleon.config import RunConfig, to_yaml
+from megachameleon.files import NO_ROOM, read_json, sha256_of, to_json, write_json, write_text
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
+"""Seconds between looks for the records of other ranks."""
+REASONS = {
+    **NO_ROOM,
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "its folder has been taken away",
+    errno.ENOTDIR: "a part of its path is no folder",
+}
 
 
-def save_checkpoint(
-    root: Path,
-    chunks: Sequence[torch.nn.Module],
-    optimizer: Any,
-    config: RunConfig,
-    vocabulary: Vocabulary,
-    context: ParallelContext,
-    *,
-    step: int,
-    consumed_samples: int,
-    data_fingerprint: str,
-    tokenizers: dict[str, str | None],
-    progress: dict[str, Any],
-) -> Path:
-    """Save the state after `step` steps; all processes call it. Returns the checkpoint's folder.
+class SaveError(ValueError):
+    """A checkpoint could not be written; those before it are as they were."""
 
-    Args:
-        chunks: this process's model chunks, with all weights in place.
-        progress: plain values that the next step depends on besides the tensors.
+
+@dataclass(frozen=True, kw_only=True)
+class Save:
+    """One checkpoint to write, as one rank sees it. Nothing in it changes while training goes on."""
+
+    root: Path
+    attempt: str
+    """The same on all ranks and never used before, so that no file of a dead attempt is taken for one of this."""
+    rank: int
+    world_size: int
+    snapshot: Snapshot
+    manifest: CheckpointManifest
+    """Without its files; used by the main process only, as are the next two."""
+    texts: dict[str, str]
+    """Small files by name."""
+    retention: Retention
+
+    @property
+    def folder(self) -> Path:
+        """Where it is written."""
+        return hidden_folder(self.root, self.manifest.step, self.attempt, "tmp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedCheckpoint:
+    """A checkpoint that has become visible."""
+
+    path: Path
+    seconds: float
+    """From the snapshot on."""
+    num_bytes: int
+    manifest_sha256: str
+    complaints: tuple[str, ...] = ()
+    """About older checkpoints that could not be deleted."""
+
+
+def small_files(config: RunConfig, progress: dict[str, Any], common: dict[str, int]) -> dict[str, str]:
+    """The texts of a checkpoint besides index and manifest, by file name."""
+    return {CONFIG_FILE: to_yaml(config), PROGRESS_FILE: to_json(progress), COMMON_FILE: to_json(common)}
+
+
+def write_checkpoint(save: Save) -> SavedCheckpoint | None:
+    """Write this rank's share and, on the main process, the rest; returns what is visible now (main process only).
+
+    Raises:
+        SaveError: this rank, or on the main process any rank, could not write. What this rank wrote is removed.
     """
-    temporary = temporary_folder(root, step)
-    if context.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    context.barrier()
-    path = temporary / f"tensors_{context.rank:05d}.safetensors"
-    with atomic_path(path) as partial:
-        index = write_parts(partial, training_state(chunks, optimizer, context.groups), path.name)
-    gathered: list[Any] = [None] * context.world_size
-    dist.all_gather_object(gathered, (path.name, _record(path), index))
-    final = root / temporary.name
-    if context.is_main:
-        write_json(temporary / INDEX_FILE, index_to_json(merge_indexes(entries for _, _, entries in gathered)))
-        write_json(temporary / COMMON_FILE, common_state(optimizer))
-        write_json(temporary / PROGRESS_FILE, progress)
-        save_config(config, temporary / CONFIG_FILE)
-        small = {name: _record(temporary / name) for name in (INDEX_FILE, COMMON_FILE, CONFIG_FILE, PROGRESS_FILE)}
-        manifest = CheckpointManifest(
-            step=step,
-            consumed_samples=consumed_samples,
-            data_fingerprint=data_fingerprint,
-            versions=versions(),
-            vocabulary=asdict(vocabulary),
-            tokenizers=tokenizers,
-            files={**{name: record for name, record, _ in gathered}, **small},
-        )
-        final = publish(temporary, root, manifest, asdict)
-        delete_old(root, config.checkpoint.keep_last)
-    context.barrier()
-    return final
+    start = time.perf_counter()
+    with _cleaning_up(save):
+        write_share(save)
+        if save.rank:
+            return None
+        path, num_bytes = publish(save)
+    complaints = delete_old(save.root, save.retention, save.attempt)
+    return SavedCheckpoint(
+        path=path,
+        seconds=time.perf_counter() - start,
+        num_bytes=num_bytes,
+        manifest_sha256=sha256_of(path / MANIFEST_FILE),
+        complaints=tuple(complaints),
+    )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes, and the commit of a checkout, for the record."""
-    packages = ("torch", "megatron-core", "numpy", "sentencepiece")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {
-        "megachameleon": megachameleon.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        **found,
-    }
+def write_share(save: Save) -> None:
+    """Write this rank's tensors, then the record that says so."""
+    save.folder.mkdir(parents=True, exist_ok=True)
+    name = _part_name(save.rank)
+    written = write_snapshot(save.folder / name, save.snapshot)
+    index = index_to_json(index_of(save.snapshot.tensors, name))
+    write_json(save.folder / _record_name(save.rank), {"name": name, **written, "index": index})
 
 
-def _commit() -> str:
-    command = ["git", "rev-parse", "HEAD"]
+def publish(save: Save) -> tuple[Path, int]:
+    """Wait for all ranks, complete the folder and make it visible; returns it and its bytes.
+
+    Raises:
+        SaveError: another rank could not write its share.
+    """
+    _wait_for_records(save)
+    paths = [save.folder / _record_name(rank) for rank in range(save.world_size)]
+    records = [read_json(path) for path in paths]
+    files = {record["name"]: {"size": record["size"], "sha256": record["sha256"]} for record in records}
+    index = merge_indexes(
+        index_from_json(record["index"], str(path)) for record, path in zip(records, paths, strict=True)
+    )
+    write_json(save.folder / INDEX_FILE, index_to_json(index))
+    for name, text in save.texts.items():
+        write_text(save.folder / name, text)
+    for name in (INDEX_FILE, *save.texts):
+        path = save.folder / name
+        files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    for path in paths:
+        path.unlink()
+    write_manifest(save.folder, replace(save.manifest, files=dict(sorted(files.items()))))
+    final = put_in_place(save.folder, save.root, save.manifest.step, save.attempt)
+    return final, sum(file["size"] for file in files.values())
+
+
+def _wait_for_records(save: Save) -> None:
+    """Return when all ranks' records are there.
+
+    The folder is listed anew each time: NFS answers a question about a file that was missing from its cache for up to a
+    minute, while opening a folder makes it ask the server.
+    """
+    wanted = {_record_name(rank) for rank in range(save.world_size)}
+    pause = FIRST_PAUSE
+    while True:
+        found = {path.name for path in save.folder.iterdir()}
+        failed = sorted(name for name in found if name.startswith("failed_"))
+        if failed:
+            raise SaveError(read_json(save.folder / failed[0])["reason"])
+        if wanted <= found:
+            return
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_PAUSE)
+
+
+@contextlib.contextmanager
+def _cleaning_up(save: Save) -> Iterator[None]:
+    """Remove what this rank has written if it fails, tell the main process, and say it in one line."""
     try:
-        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return result.stdout.strip()
+        yield
+    except (OSError, SaveError) as error:
+        said = error if isinstance(error, SaveError) else SaveError(_describe(save, error))
+        if save.rank:
+            _leave_note(save, str(said))
+        else:
+            shutil.rmtree(save.folder, ignore_errors=True)
+        raise said from None
 
 
-def _record(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
+def _leave_note(save: Save, reason: str) -> None:
+    """A failed rank's last word. If not even that can be written, the rank's own error has to do."""
+    for name in (_part_name(save.rank), _record_name(save.rank)):
+        with contextlib.suppress(OSError):
+            (save.folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if save.folder.is_dir():
+            write_json(save.folder / f"failed_{save.rank:05d}.json", {"reason": reason})
+
+
+def _describe(save: Save, error: OSError) -> str:
+    path = Path(error.filename) if error.filename else save.folder / _part_name(save.rank)
+    number = error.errno or 0
+    reason = REASONS.get(number, os.strerror(number) if number else str(error))
+    return (
+        f"{save.root}: rank {save.rank} cannot write {path.name} of {checkpoint_name(save.manifest.step)}, {reason} "
+        f"({error.strerror}); earlier checkpoints are as they were: mend this, then run the same command again"
+    )
+
+
+def _part_name(rank: int) -> str:
+    return f"tensors_{rank:05d}.safetensors"
+
+
+def _record_name(rank: int) -> str:
+    return f"record_{rank:05d}.json"

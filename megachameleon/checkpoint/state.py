@@ -36,7 +36,7 @@ def unwrap(model: torch.nn.Module) -> Any:
     return inner
 
 
-def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any, groups: Any) -> list[StoredTensor]:
+def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any | None, groups: Any) -> list[StoredTensor]:
     """What this rank writes to a checkpoint: its own share of all state, nothing gathered and nothing copied.
 
     The shares of all ranks together are every value of every tensor exactly once: where replicas hold the same, each
@@ -44,7 +44,7 @@ def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any, groups: An
 
     Args:
         chunks: this process's model chunks.
-        optimizer: megatron-core's.
+        optimizer: megatron-core's; None: weights alone, which the first of the replicas gives.
         groups: megatron-core's ProcessGroupCollection.
 
     Returns:
@@ -53,6 +53,10 @@ def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any, groups: An
     """
     places = _places(chunks, groups)
     stored: list[StoredTensor] = []
+    if optimizer is None:
+        for place in places.values() if groups.dp_cp.rank() == 0 else ():
+            stored += place.boxes("", place.parameter.detach().view(-1), 0) if place.is_stored else ()
+        return stored
     for held in own_share(held_states(optimizer), groups.dp_cp.rank(), groups.dp_cp.size()):
         place = places[id(held.parameter)]
         if place.is_stored:
@@ -62,9 +66,9 @@ def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any, groups: An
     return stored
 
 
-def common_state(optimizer: Any) -> dict[str, int]:
+def common_state(optimizer: Any | None) -> dict[str, int]:
     """The rest of the state, the same on all ranks, as plain values for JSON. Reads one number from the device."""
-    return {UPDATES: updates_done(optimizer)}
+    return {UPDATES: 0 if optimizer is None else updates_done(optimizer)}
 
 
 def load_state(
@@ -74,6 +78,8 @@ def load_state(
     chunks: Sequence[torch.nn.Module],
     optimizer: Any | None,
     groups: Any,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Fill model chunks and, if given, their optimizer from what ranks of any layout and precision have written.
 
@@ -84,6 +90,7 @@ def load_state(
         checkpoint: the folder.
         index: of all its files.
         common: what `common_state` returned.
+        fresh: take weights and masters alone; moments and the count of updates stay those of a new optimizer.
 
     Raises:
         ValueError: the checkpoint lacks something, belongs to another model, or cannot be read.
@@ -99,9 +106,11 @@ def load_state(
         for held in held_states(optimizer):
             place = places[id(held.parameter)]
             for name, values in held.tensors.items():
+                if fresh and name != "master":
+                    continue
                 missing_master = name == "master" and place.key(name) not in index
                 wanted += place.boxes("" if missing_master else name, values, held.start)
-        set_updates_done(optimizer, common[UPDATES])
+        set_updates_done(optimizer, 0 if fresh else common[UPDATES])
     read_tensors(checkpoint, index, wanted)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizers behind the data: shards, configuration and checkpoints must agree on them.
+"""What data comes from: its shards, and the tokenizers on which shards, configuration and checkpoints must agree.
 
 The same ids mean other words and other pictures under another tokenizer of the same layout, and nothing else would show
 it until someone looks at what the model writes and draws.
@@ -6,6 +6,7 @@ it until someone looks at what the model writes and draws.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megachameleon.config import DataConfig
 from megachameleon.data.packing.packed import PackedDataset
@@ -31,6 +32,35 @@ def tokenizers_of(datasets: Mapping[str, PackedDataset], data: DataConfig) -> To
         image_folder = Path(data.image_tokenizer)
         _require("data.image_tokenizer", image_folder, ImageTokenizer.load(image_folder).fingerprint, found["image"])
     return found
+
+
+def lineage_of(datasets: Mapping[str, PackedDataset]) -> dict[str, dict[str, Any]]:
+    """What checkpoints record of the datasets of training, by name."""
+    return {
+        name: {
+            "fingerprint": packed.summary.fingerprint,  # of the samples
+            "content": packed.summary.content,  # a hash over the data files of all shards
+            "shards": packed.summary.shards,
+            "documents": packed.summary.documents,
+            "tokens": packed.summary.tokens,
+        }
+        for name, packed in datasets.items()
+    }
+
+
+def require_same_tokenizers(checkpoint: Path, saved: Tokenizers, mine: Tokenizers) -> None:
+    """Refuse weights to which the same ids mean other words or pictures.
+
+    Raises:
+        ValueError: the fingerprints of two tokenizers differ.
+    """
+    for kind, wanted in mine.items():
+        found = saved.get(kind)
+        if None not in (wanted, found) and wanted != found:
+            raise ValueError(
+                f"{checkpoint}: was trained with another {kind} tokenizer ({found}) than the one that made the shards "
+                f"({wanted}); preprocess with that one, or take another checkpoint"
+            )
 
 
 def _common_tokenizers(datasets: Mapping[str, PackedDataset]) -> Tokenizers:

@@ -1,5 +1,6 @@
 """tools/generate.py and tools/evaluate.py from a checkpoint on disk to their files."""
 
+import dataclasses
 import importlib.util
 import json
 import shlex
@@ -84,7 +85,11 @@ def _write_shards(folder, text):
 
 
 def _write_checkpoint(root, vocabulary):
-    from megachameleon.checkpoint.saving import save_checkpoint
+    from megachameleon.checkpoint.folder import CheckpointManifest
+    from megachameleon.checkpoint.retention import Retention
+    from megachameleon.checkpoint.saving import Save, small_files, write_checkpoint
+    from megachameleon.checkpoint.snapshot import live_snapshot
+    from megachameleon.checkpoint.state import common_state, training_state
     from megachameleon.config import KernelsConfig
     from megachameleon.model.decoder import build_decoder
     from megachameleon.model.kernels.table import choose_kernels
@@ -109,22 +114,29 @@ def _write_checkpoint(root, vocabulary):
     with parallel_context(ParallelConfig()) as context:
         kernels = choose_kernels(KernelsConfig())
         decoder = build_decoder(model, config.parallel, kernels, context.groups, dtype=torch.float32, seed=0)
-        position = {"step": 7, "consumed_samples": 7, "data_fingerprint": "x"}
-        tokenizers = {
-            "text": TextTokenizer.load(root / "tokenizer").fingerprint,
-            "image": ImageTokenizer.load(root / "image_tokenizer").fingerprint,
-        }
-        save_checkpoint(
-            root / "checkpoints",
-            [decoder],
-            None,
-            config,
-            vocabulary,
-            context,
-            tokenizers=tokenizers,
-            progress={},
-            **position,
+        manifest = CheckpointManifest(
+            step=7,
+            consumed_samples=7,
+            data_fingerprint="x",
+            versions={},
+            vocabulary=dataclasses.asdict(vocabulary),
+            tokenizers={
+                "text": TextTokenizer.load(root / "tokenizer").fingerprint,
+                "image": ImageTokenizer.load(root / "image_tokenizer").fingerprint,
+            },
+            files={},
         )
+        save = Save(
+            root=root / "checkpoints",
+            attempt="once",
+            rank=0,
+            world_size=1,
+            snapshot=live_snapshot(training_state([decoder], None, context.groups)),
+            manifest=manifest,
+            texts=small_files(config, {}, common_state(None)),
+            retention=Retention(keep_last=1),
+        )
+        write_checkpoint(save)
 
 
 def test_generate_draws_and_writes(run, tmp_path, capsys):
