@@ -20,6 +20,10 @@ class Verdict:
     action: Action = "continue"
     reason: str = ""
     """Empty: nothing to say. Otherwise it is logged, whatever the action."""
+    since: int | None = None
+    """The first step of the trouble, counted from 1: a roll-back takes a checkpoint of before it. None: this step."""
+    lr_scale: float = 0.5
+    """What `lower_lr` multiplies the learning rate by."""
 
 
 class Guard:
@@ -52,6 +56,12 @@ def tightest(limits: Sequence[StepLimits]) -> StepLimits:
 
 
 def gravest(verdicts: Sequence[Verdict]) -> Verdict:
-    """The gravest action, with the reasons of all that have one."""
+    """The gravest action, with the reasons of all that have one, and the earliest beginning of those who want it."""
     action: Action = max((verdict.action for verdict in verdicts), key=SEVERITY.index, default="continue")
-    return Verdict(action=action, reason="; ".join(verdict.reason for verdict in verdicts if verdict.reason))
+    wanting = [verdict for verdict in verdicts if verdict.action == action]
+    return Verdict(
+        action=action,
+        reason="; ".join(verdict.reason for verdict in verdicts if verdict.reason),
+        since=min((verdict.since for verdict in wanting if verdict.since is not None), default=None),
+        lr_scale=min((verdict.lr_scale for verdict in wanting), default=1.0),
+    )

@@ -67,9 +67,9 @@ class SpikeGuard(Guard):
         first, end = event.samples
         done = "not updated" if event.report.skipped else "updated all the same"
         what = f"step {event.step}: {found}; {done}; samples {first} to {end - 1} ({self.look_up} {first})"
-        return self._answer(what, finite=math.isfinite(event.report.losses.loss + event.report.grad_norm))
+        return self._answer(what, event.step, finite=math.isfinite(event.report.losses.loss + event.report.grad_norm))
 
-    def _answer(self, what: str, *, finite: bool) -> Verdict:
+    def _answer(self, what: str, step: int, *, finite: bool) -> Verdict:
         most, many = self.config.max_skips_in_a_row, self.in_a_row > self.config.max_skips_in_a_row
         if not finite:
             if not many:
@@ -82,6 +82,7 @@ class SpikeGuard(Guard):
         if self.config.spike_policy == "skip":
             return Verdict(
                 action="rollback",
+                since=step - most,
                 reason=f"{what}; more than health.max_skips_in_a_row={most} steps in a row, so going back; if the new "
                 "level is right, set health.spike_policy=log",
             )

@@ -1,0 +1,94 @@
+"""An alarm before the loss moves: output norms, or log Z, have lost their hold.
+
+The paper found that the norm of the last block's output grows without bound long before the loss of a mixed-modal
+model diverges (arXiv 2405.09818, section 2.3.2 and Figure 5a), and advises to watch it and log Z. `growth.py` measures
+growth; here stands how much is too much, and what follows. How often that is right is measured in docs/stability.md.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from megachameleon.config import HealthConfig
+from megachameleon.training.health.growth import SMOOTHED, GrowthTrend
+from megachameleon.training.health.guards import Action, Guard, Verdict
+
+if TYPE_CHECKING:
+    from megachameleon.training.callbacks.base import StepEvent
+    from megachameleon.training.step import StepReport
+
+NORM_LIMIT = math.log(4.0)
+"""Growth of the logarithm of an output norm within the second half of the past that is an alarm."""
+LOG_Z_LIMIT = 3.0
+"""The same for the distance of log Z from 0, in nats: the partition function is then e³ = 20 times what it was."""
+LASTING = SMOOTHED
+"""Steps for which growth must stay beyond its limit."""
+
+
+class EarlyWarning(Guard):
+    """Watches the output norm of each modality, and log Z, from the end of the learning rate's warm-up on.
+
+    After an alarm the level reached is the new normal of that series: the next alarm comes when it has grown as much
+    again, so a run that keeps growing is told so a few times, not at every step.
+    """
+
+    name = "early_warning"
+
+    def __init__(self, config: HealthConfig, *, warmup_steps: int) -> None:
+        self.policy, self.warmup_steps = config.early_warning, warmup_steps
+        self.trends: dict[str, GrowthTrend] = {}
+        self.beyond: dict[str, int] = {}
+        """Since how many steps growth has been beyond its limit, by series."""
+
+    def judge(self, event: "StepEvent") -> Verdict:
+        """Follow the series, and say which have outgrown their past."""
+        if self.policy == "off" or event.step <= self.warmup_steps or event.report.skipped:
+            return Verdict()
+        found = [told for name, value in watched(event.report).items() if (told := self._follow(name, value))]
+        if not found:
+            return Verdict()
+        action: Action = "continue" if self.policy == "log" else self.policy
+        since = max(event.step - 2 * LASTING, 1)
+        reason = f"early warning at step {event.step}: {', '.join(found)}; such growth precedes divergence"
+        return Verdict(action=action, reason=reason, since=since)
+
+    def _follow(self, name: str, value: float) -> str | None:
+        """Add the newest value of a series; what is wrong with it, in words."""
+        trend = self.trends.setdefault(name, GrowthTrend())
+        trend.add(value)
+        growth = trend.growth()
+        self.beyond[name] = self.beyond.get(name, 0) + 1 if growth > limit_of(name) else 0
+        if self.beyond[name] < LASTING:
+            return None
+        now = trend.level()
+        trend.clear()
+        self.beyond[name] = 0
+        if name == "log_z":
+            return f"log Z moved by {growth:.1f} to {now:.1f}"
+        return f"{name} grew {math.exp(growth):.1f}-fold to {math.exp(now):.4g}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The past of each series."""
+        return {
+            "beyond": dict(self.beyond),
+            "trends": {name: trend.state_dict() for name, trend in self.trends.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember again."""
+        self.trends, self.beyond = {}, dict(state.get("beyond", {}))
+        for name, past in state.get("trends", {}).items():
+            self.trends[name] = GrowthTrend()
+            self.trends[name].load_state_dict(past)
+
+
+def watched(report: "StepReport") -> dict[str, float]:
+    """The series of a step, by name: logarithms of output norms, and the distance of log Z from 0. Finite ones."""
+    norms = {name: value for name, value in report.monitors.items() if name.startswith("output_norm/")}
+    series = {name: math.log(value) for name, value in norms.items() if 0 < value < math.inf}
+    log_z = abs(report.losses.log_z)
+    return {**series, "log_z": log_z} if math.isfinite(log_z) else series
+
+
+def limit_of(name: str) -> float:
+    """Growth beyond which a series of `watched` is an alarm."""
+    return LOG_Z_LIMIT if name == "log_z" else NORM_LIMIT
