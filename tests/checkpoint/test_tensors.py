@@ -145,5 +145,5 @@ def test_a_file_that_cannot_be_read_is_named_with_the_remedy(checkpoint, damage)
 def test_a_part_that_the_file_lacks_is_named(checkpoint):
     folder, index, _ = checkpoint
     save_file({"other": torch.zeros(1)}, folder / "a")
-    with pytest.raises(ValueError, match="/a: cannot be read .*w@0,0"):
+    with pytest.raises(ValueError, match=r"/a: cannot be read .*w@0,0"):
         read_tensors(folder, index, [stored("w", torch.empty(SHAPE), (0, 0))])
