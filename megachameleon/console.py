@@ -1,6 +1,6 @@
 """What every program says to the person at the terminal: progress, one-line errors, exit status.
 
-Exit status: 0 done, 1 failed, 2 bad usage or bad input.
+Exit status: 0 done, 1 failed, 2 bad usage or bad input; a program may have more, which its --help names.
 """
 
 import argparse
@@ -19,9 +19,9 @@ PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirect
 
 
 def run_tool(
-    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, *, intermixed: bool = False
+    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, *, intermixed: bool = False
 ) -> None:
-    """Parse arguments, run `main`, and turn errors into one line and an exit status.
+    """Parse arguments, run `main`, and turn errors into one line and an exit status, which `main` may also return.
 
     `intermixed` lets options stand between positional arguments (not for parsers with subcommands).
 
@@ -31,7 +31,8 @@ def run_tool(
     _add_debug(parser, default=False)
     arguments = parser.parse_intermixed_args() if intermixed else parser.parse_args()
     try:
-        main(arguments)
+        if status := main(arguments):
+            sys.exit(status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -63,7 +63,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, key)
+        kinds = [arg for arg in args if arg is not type(None)]
+        fitting = [kind for kind in kinds if isinstance(kind, type) and isinstance(value, kind)]
+        return _convert((fitting or kinds)[0], value, key)
     if dataclasses.is_dataclass(hint):
         return bind(hint, value, key)  # type: ignore[arg-type]
     if origin is Literal:

@@ -1,7 +1,6 @@
 """The processes of a run and their place on each parallel axis."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +11,7 @@ import torch.distributed as dist
 
 from megachameleon.config import ParallelConfig
 from megachameleon.parallel.device import communication_backend, install, pick_device
+from megachameleon.ranks import Place, own_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +72,24 @@ class ParallelContext:
 
 @contextlib.contextmanager
 def parallel_context(config: ParallelConfig, *, timeout_seconds: int = 1800) -> Iterator[ParallelContext]:
-    """Join the processes that torchrun started (or run alone) and lay the parallel axes over them.
+    """Join the processes that a launcher started (or run alone) and lay the parallel axes over them.
+
+    Args:
+        timeout_seconds: for all to come, and for a collective. It cannot be shortened later, so it must allow for the
+            slowest start; a run's watchdog is quicker.
 
     Raises:
-        ValueError: the layout does not divide the number of processes.
+        ValueError: the layout does not divide the number of processes, or the environment contradicts itself.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    config.data_parallel(world_size)
-    device = pick_device()
+    place = own_place()
+    config.data_parallel(place.world_size)
+    device = pick_device(place.local_rank)
     install(device)
-    _init_process_group(device, world_size, timeout_seconds)
+    _init_process_group(device, place, timeout_seconds)
     try:
         with model_axes(config) as groups:
             yield ParallelContext(
-                device=device, rank=dist.get_rank(), world_size=world_size, groups=groups, config=config
+                device=device, rank=place.rank, world_size=place.world_size, groups=groups, config=config
             )
     finally:
         dist.destroy_process_group()
@@ -115,10 +119,11 @@ def model_axes(config: ParallelConfig, **arguments: Any) -> Iterator[Any]:
         parallel_state.destroy_model_parallel()
 
 
-def _init_process_group(device: torch.device, world_size: int, timeout_seconds: int) -> None:
+def _init_process_group(device: torch.device, place: Place, timeout_seconds: int) -> None:
     timeout = timedelta(seconds=timeout_seconds)
     backend = communication_backend(device)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+    own, world = place.rank, place.world_size
+    if world > 1:
+        dist.init_process_group(backend, init_method="env://", rank=own, world_size=world, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world_size, timeout=timeout)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=own, world_size=world, timeout=timeout)

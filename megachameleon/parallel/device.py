@@ -14,7 +14,6 @@ device: without Transformer Engine, megatron-core 0.16's recomputation of norm o
 
 import contextlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -28,10 +27,14 @@ from megachameleon.optional_packages import require_loadable_transformer_engine
 SUPPORTED_MEGATRON = "0.16."
 
 
-def pick_device() -> torch.device:
-    """This process's device: its GPU if there is CUDA, else the CPU."""
+def pick_device(local_rank: int = 0) -> torch.device:
+    """This process's device: its GPU if there is CUDA, else the CPU.
+
+    Args:
+        local_rank: its number on this machine. Where SLURM shows each process its own GPU only, that is number 0.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 
 

@@ -18,8 +18,8 @@ from megachameleon.parallel.context import ParallelContext
 class OwnSigns:
     """What this rank has to say at a step."""
 
-    stop: bool = False
-    """Whether it was asked to save and stop."""
+    stop: int = 0
+    """What asks it to save and stop: a signal's number, or a code of `stopping`; 0: nothing."""
     busy_seconds: float = 0.0
     """Time that it worked in the step before, without waiting for others."""
 
@@ -36,11 +36,14 @@ class StepLimits:
 class Agreement:
     """The same on all ranks."""
 
-    stop: bool
-    loss: float
+    stop: int = 0
+    """What asks any of them to save and stop; 0: nothing."""
+    stop_rank: int = 0
+    """The first that was asked."""
+    loss: float = 0.0
     """The largest of all ranks; they differ by rounding only, unless something is broken."""
-    grad_norm: float
-    busy_seconds: tuple[float, ...]
+    grad_norm: float = 0.0
+    busy_seconds: tuple[float, ...] = ()
     """By rank."""
 
 
@@ -66,9 +69,21 @@ def refuses_update(table: Tensor, limits: StepLimits) -> Tensor:
 def read_agreement(rows: Sequence[float]) -> Agreement:
     """From the flattened table, on the host."""
     columns = [rows[i::NUM_SIGNS] for i in range(NUM_SIGNS)]
+    stop_rank, stop = next(((rank, int(code)) for rank, code in enumerate(columns[0]) if code), (0, 0))
     return Agreement(
-        stop=any(columns[0]), busy_seconds=tuple(columns[1]), loss=_largest(columns[2]), grad_norm=_largest(columns[3])
+        stop=stop,
+        stop_rank=stop_rank,
+        busy_seconds=tuple(columns[1]),
+        loss=_largest(columns[2]),
+        grad_norm=_largest(columns[3]),
     )
+
+
+def any_asks(stop: int, context: ParallelContext) -> int:
+    """The largest of all ranks' requests to stop, outside of steps; waits for all of them."""
+    code = torch.tensor([stop], device=context.device)
+    dist.all_reduce(code, op=dist.ReduceOp.MAX)
+    return int(code)
 
 
 def why_skipped(agreement: Agreement, limits: StepLimits) -> str | None:

@@ -1,6 +1,6 @@
 """One optimizer step and one validation pass: the hot path."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import tee
@@ -49,7 +49,7 @@ class StepReport:
     """Why weights and moments were left as they were; None if they were updated."""
     monitors: dict[str, float] = field(default_factory=dict)
     """What the monitors measured, by name; empty at steps at which they rest."""
-    agreement: Agreement | None = None
+    agreement: Agreement = field(default_factory=Agreement)
 
 
 def train_step(
@@ -60,7 +60,7 @@ def train_step(
     *,
     step: int,
     consumed: int,
-    own: OwnSigns | None = None,
+    own: Callable[[], OwnSigns] = OwnSigns,
     limits: StepLimits | None = None,
     lr_factor: float = 1.0,
     monitors: Sequence[Monitor] = (),
@@ -71,7 +71,7 @@ def train_step(
 
     Args:
         step: optimizer steps done before this one.
-        own: what this rank has to tell the others.
+        own: what this rank has to tell the others; asked as late as possible, for a signal to count at this step.
         limits: the largest loss and gradient norm with which to update; what is not finite never updates.
     """
     limits = limits or StepLimits()
@@ -88,7 +88,7 @@ def train_step(
     for monitor in monitors:
         monitor.after_backward(state)
     lr = set_learning_rate(state.schedule, step + 1, lr_factor)
-    table, norm = _update(state, config, context, sums, own or OwnSigns(), limits)
+    table, norm = _update(state, config, context, sums, own, limits)
     for monitor in monitors:
         monitor.after_update(state)
     measured, sizes = reduce_monitors(monitors, context)
@@ -110,7 +110,7 @@ def _update(
     config: RunConfig,
     context: ParallelContext,
     sums: torch.Tensor,
-    own: OwnSigns,
+    own: Callable[[], OwnSigns],
     limits: StepLimits,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Update the weights if all ranks find the step sound; the table of their signs, and the gradient norm."""
@@ -119,29 +119,50 @@ def _update(
     tables: list[torch.Tensor] = []
 
     def refuses(norm: torch.Tensor) -> torch.Tensor:
-        tables.append(gather_signs(own, loss, norm, context))
+        tables.append(gather_signs(own(), loss, norm, context))
         return refuses_update(tables[0], limits)
 
     norm = optimizer_step(state.optimizer, config.optimizer.clip_grad, num_tokens, refuses)
     return tables[0], norm
 
 
+ROUND_MICRO_BATCHES = 32
+"""Micro-batches of a validation in one go; between them it may end."""
+
+
 @torch.no_grad()
-def validate(model: Chunks, samples: FirstSamples, config: RunConfig, context: ParallelContext) -> LossReport:
-    """Losses over the first samples of a validation set."""
-    for chunk in model:
-        chunk.eval()
+def validate(
+    model: Chunks,
+    samples: FirstSamples,
+    config: RunConfig,
+    context: ParallelContext,
+    between: Callable[[], None] = lambda: None,
+) -> LossReport:
+    """Losses over the first samples of a validation set.
+
+    Args:
+        between: called now and then, by all ranks alike; what it raises ends the validation.
+    """
     size = config.training.micro_batch_size
     per_pass = context.data_parallel * size
     num_micro_batches = -(-len(samples) // per_pass)
     if len(model) > 1:  # the interleaved schedule takes whole rounds of the pipeline; the last one is padded
         stages = context.config.pipeline_parallel
         num_micro_batches = -(-num_micro_batches // stages) * stages
-    batches = validation_batches(samples, 0, num_micro_batches, size, context)
-    sums = _run_schedule(model, batches, num_micro_batches, config, context, forward_only=True)
+    per_round = ROUND_MICRO_BATCHES * context.config.pipeline_parallel  # the pipeline fills and drains in each
+    sums: torch.Tensor | float = 0.0
     for chunk in model:
-        chunk.train()
-    return report_from_sums(sums.tolist())
+        chunk.eval()
+    try:
+        for first in range(0, num_micro_batches, per_round):
+            between()
+            count = min(per_round, num_micro_batches - first)
+            batches = validation_batches(samples, first * per_pass, count, size, context)
+            sums = sums + _run_schedule(model, batches, count, config, context, forward_only=True)
+    finally:
+        for chunk in model:
+            chunk.train()
+    return report_from_sums(torch.as_tensor(sums).tolist())
 
 
 def _run_schedule(

@@ -11,15 +11,15 @@ import torch
 from megachameleon.checkpoint.folder import CONFIG_FILE, read_manifest, step_of
 from megachameleon.checkpoint.loading import require_same_model, saved_config, saved_vocabulary
 from megachameleon.config import RunConfig, save_config
+from megachameleon.config.durations import parse_duration
 from megachameleon.data.blending.blending import what_changed
-from megachameleon.files import require_free_space
 from megachameleon.model.decoder import build_chunks
 from megachameleon.model.kernels.table import choose_kernels, start_kernels
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.parallel.device import multiplies_bfloat16, peak_memory
 from megachameleon.parallel.optimizer import build_optimizer, build_schedule
 from megachameleon.parallel.replicas import gather_parameters, wrap_replicas
-from megachameleon.training.agreement import OwnSigns
+from megachameleon.training.agreement import OwnSigns, any_asks
 from megachameleon.training.batches import TrainingData, require_enough_samples
 from megachameleon.training.callbacks.base import Callback, StepEvent
 from megachameleon.training.checkpointing import CHECKPOINT_FOLDER, Checkpointer
@@ -28,35 +28,62 @@ from megachameleon.training.health.guards import gravest, tightest
 from megachameleon.training.monitors.build import build_monitors
 from megachameleon.training.progress import Progress
 from megachameleon.training.step import StepReport, TrainingState, train_step, validate
+from megachameleon.training.stopping import Listener, StoppedError, StopRequests, describe_stop
+
+
+class _CutShortError(Exception):
+    """A request to stop, in the midst of what is long and may be left out."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
 
 
 class Trainer:
     """A run: model, optimizer and progress. Callbacks read its public attributes."""
 
     def __init__(
-        self, config: RunConfig, context: ParallelContext, data: TrainingData, callbacks: Sequence[Callback]
+        self,
+        config: RunConfig,
+        context: ParallelContext,
+        data: TrainingData,
+        callbacks: Sequence[Callback],
+        listener: Listener | None = None,
     ) -> None:
         """Build the model and resume from the newest checkpoint of the output folder, if there is one.
 
+        Args:
+            listener: what hears of signals; None: nobody does.
+
         Raises:
+            StoppedError: a rank was asked to stop meanwhile.
             ValueError: vocabulary and model disagree, the disk is too small, or the checkpoint is of another model,
                 vocabulary or data.
         """
+        duration = config.faults.max_duration
         self.config = resolve_precision(config, context.device)
         self.context = context
         self.data = data
         self.callbacks = callbacks
         self.progress = Progress()
         self.folder = Path(config.output_dir)
+        self.requests = StopRequests(
+            self.folder,
+            is_main=context.is_main,
+            max_duration=parse_duration(duration, "faults.max_duration") if duration else None,
+            listener=listener or Listener(),
+        )
         self.checkpointer = Checkpointer(self.folder / CHECKPOINT_FOLDER, self.config, context, data)
         self.guards = build_guards(self.config)
         require_vocabulary_size(config, data.vocabulary.size)
         self.kernels = choose_kernels(config.kernels)
         self.state = self._build()
         self.monitors = build_monitors(self)
+        self._leave_if_asked()
         self._resume()
+        self._saved_step = self.step
+        self._leave_if_asked()
         require_enough_samples(data, config.training, done=self.step, consumed=self.progress.consumed_samples)
-        self._require_disk()
+        self.checkpointer.require_room()
 
     @property
     def step(self) -> int:
@@ -68,28 +95,48 @@ class Trainer:
         """bf16 or fp32."""
         return self.config.training.precision
 
-    def run(self) -> bool:
-        """Train to the last step, saving and validating on the way; whether it got there."""
+    def run(self) -> None:
+        """Train to the last step, saving and validating on the way.
+
+        Raises:
+            StoppedError: it was asked to stop before; all that was trained is saved.
+        """
         if self.context.is_main:
             save_config(self.config, self.folder / CONFIG_FILE)
         self.context.barrier()
         try:
             for callback in self.callbacks:
                 callback.on_start(self)
-            while self.step < self.config.training.num_steps:
+            stop = 0
+            while self.step < self.config.training.num_steps and not stop:
                 event = self._advance()
                 self._judge(event)
-                if self._due(self.config.checkpoint.every):
+                stop = event.report.agreement.stop
+                if stop or self._due(self.config.checkpoint.every):
                     self._save()
-                if self._due(self.config.training.validate_every):
-                    self._validate()
+                if self._due(self.config.training.validate_every) and not stop:
+                    stop = self._validate()
                 self._announce_checkpoints()
-            self.checkpointer.wait()
-            self._announce_checkpoints()
-            return True
+            self._end(stop)
         finally:
             for callback in self.callbacks:
                 callback.on_end(self)
+
+    def _end(self, stop: int) -> None:
+        """Wait until all is on disk, and say whether the run was asked to stop before its last step."""
+        if stop:
+            self._save()
+        self.checkpointer.wait()
+        self._announce_checkpoints()
+        self.context.barrier()  # no rank leaves as if all were well before the main process has seen it whole
+        reason = self.requests.obeyed(stop) if stop else ""
+        if self.step < self.config.training.num_steps:
+            raise StoppedError(f"{reason}; step {self.step} is saved")
+
+    def _leave_if_asked(self) -> None:
+        """End the start-up on all ranks if one was asked to stop. Nothing is saved, since nothing was trained."""
+        if code := any_asks(self.requests.listener.received, self.context):
+            raise StoppedError(f"{describe_stop(code)}; nothing was trained yet")
 
     def _advance(self) -> StepEvent:
         """One step, and what callbacks make of it."""
@@ -102,13 +149,14 @@ class Trainer:
             self.context,
             step=before.step,
             consumed=before.consumed_samples,
-            own=OwnSigns(),
+            own=lambda: OwnSigns(stop=self.requests.own()),
             limits=tightest([guard.limits() for guard in self.guards]),
             lr_factor=before.lr_factor,
             monitors=self.monitors,
         )
         consumed = before.consumed_samples + self.config.training.global_batch_size
         self.progress = replace(before, step=before.step + 1, consumed_samples=consumed)
+        self.requests.limit.stepped()
         event = self._event(report, before.consumed_samples, time.perf_counter() - start)
         for callback in self.callbacks:
             callback.on_step(self, event)
@@ -138,16 +186,31 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.training.num_steps)
 
-    def _validate(self) -> None:
+    def _validate(self) -> int:
+        """Losses of all validation sets, for the callbacks; or the request to stop that cut them short."""
         gather_parameters(self.state.model, self.config.parallel)
-        reports = {
-            name: validate(self.state.model, samples, self.config, self.context)
-            for name, samples in self.data.validation.items()
-        }
+        try:
+            reports = {
+                name: validate(self.state.model, samples, self.config, self.context, self._go_on)
+                for name, samples in self.data.validation.items()
+            }
+            self._go_on()
+        except _CutShortError as cut:
+            return cut.stop
         for callback in self.callbacks:
             callback.on_validation(self, self.step, reports)
+        self.requests.limit.rested()
+        return 0
+
+    def _go_on(self) -> None:
+        """Raise on all ranks if one was asked to stop."""
+        if stop := any_asks(self.requests.own(), self.context):
+            raise _CutShortError(stop)
 
     def _save(self) -> None:
+        """Save, unless this very step is saved already."""
+        if self._saved_step == self.step:
+            return
         gather_parameters(self.state.model, self.config.parallel)
         self.progress = replace(
             self.progress,
@@ -155,9 +218,10 @@ class Trainer:
             callbacks={callback.name: callback.state_dict() for callback in self.callbacks if callback.name},
         )
         self.checkpointer.save(self.state, self.progress)
+        self._saved_step = self.step
 
     def _announce_checkpoints(self) -> None:
-        for path in self.checkpointer.finished() if self.context.is_main else ():
+        for path in self.checkpointer.finished():
             for callback in self.callbacks:
                 callback.on_checkpoint(self, step_of(path), str(path))
 
@@ -183,6 +247,7 @@ class Trainer:
     def _resume(self) -> None:
         checkpoint = self.checkpointer.newest()
         if checkpoint is None:
+            self.checkpointer.initialize(self.state)
             return
         require_resumable(checkpoint, self.config)
         manifest = read_manifest(checkpoint)
@@ -205,12 +270,6 @@ class Trainer:
         for callback in self.callbacks:
             if callback.name in self.progress.callbacks:
                 callback.load_state_dict(self.progress.callbacks[callback.name])
-
-    def _require_disk(self) -> None:
-        per_parameter = 12 if self.precision == "fp32" else 14  # weight, its fp32 master in bf16 runs, two moments
-        size = self.config.model.num_parameters * per_parameter
-        kept = self.config.checkpoint.keep_last + 1
-        require_free_space(self.folder, size * kept, f"keeping {kept} checkpoints")
 
 
 def require_resumable(checkpoint: Path, config: RunConfig) -> None:
