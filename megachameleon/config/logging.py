@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-MonitorName = Literal["output_norm", "block_norms"]
+MonitorName = Literal[
+    "output_norm", "block_norms", "attention_logits", "gradient_norms", "update_ratios", "picture_codes"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,14 @@ class LoggingConfig:
 
     tensorboard: bool = True
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
-    monitors: tuple[MonitorName, ...] = ("output_norm", "block_norms")
+    monitors: tuple[MonitorName, ...] = (
+        "output_norm",
+        "block_norms",
+        "attention_logits",
+        "gradient_norms",
+        "update_ratios",
+        "picture_codes",
+    )
     """What is measured inside the step. `output_norm` at each; the others every `monitor_every` steps."""
     monitor_every: int = 100
 

@@ -52,3 +52,22 @@ def measured_steps(config, validate=False):
             if validate:
                 run_validation(trainer.state.model, trainer.data.validation["all"], trainer.config, context)
         return reports
+
+
+def trained_with_monitors(config, num_steps):
+    """Final parameters of a fresh run in which everything is measured."""
+    from whole import gather
+
+    from megachameleon.parallel.replicas import gather_parameters
+    from megachameleon.training.step import train_step
+
+    with parallel_context(config.parallel) as context:
+        trainer = build_trainer(config, context)
+        spread_norms(trainer)
+        for step in range(num_steps):
+            consumed = step * config.training.global_batch_size
+            arguments = (trainer.state, trainer.data.train, trainer.config, context)
+            report = train_step(*arguments, step=step, consumed=consumed, monitors=trainer.monitors)
+            assert report.monitors
+        gather_parameters(trainer.state.model, config.parallel)
+        return gather(trainer.state.model, context, gradients=False)

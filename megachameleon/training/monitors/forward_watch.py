@@ -5,20 +5,25 @@ again when recomputation does; only what happens inside a chunk's own forward pa
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from megachameleon.checkpoint.state import unwrap
 from megachameleon.model.head import Targets
+from megachameleon.model.sequence_layout import context_chunks, natural_positions
 from megachameleon.parallel.context import ParallelContext
+from megachameleon.training.monitors.base import Monitor
+
+if TYPE_CHECKING:
+    from megachameleon.training.step import TrainingState
 
 TEXT, IMAGE = 0, 1
 
 
-class ForwardWatch:
-    """Follows the micro-batches of this process's chunks while `measuring` is on.
+class ForwardWatch(Monitor):
+    """Follows the micro-batches of this process's chunks through a step. Stands before the monitors that ask it.
 
     Tensor-parallel ranks see the same tokens, or under sequence parallelism a part each. Either way each answers for
     one equal part of them, so that sums over the world count every token once.
@@ -27,19 +32,35 @@ class ForwardWatch:
     def __init__(self, chunks: Sequence[nn.Module], context: ParallelContext) -> None:
         self.decoders = [unwrap(chunk) for chunk in chunks]
         self.context = context
-        self.measuring = False
+        self.num_tokens = torch.zeros((), dtype=torch.float64, device=context.device)
+        """float64 []: tokens with loss in this step so far, those of this process's last chunk if it holds the head."""
         self.document_ids: Tensor | None = None
         """int [b, t] of whole sequences, -1 for padding; None where a sample is one continuous stream."""
+        self._measuring = False
         self._targets: Targets | None = None
         self._modality: Tensor | None = None
         for decoder in self.decoders:
             decoder.register_forward_pre_hook(self._enter, with_kwargs=True)
             decoder.register_forward_hook(self._leave, always_call=True)
 
+    def begin(self, step: int) -> None:
+        """Forward passes count from here."""
+        self._measuring = True
+        self.num_tokens.zero_()
+
+    def after_backward(self, state: "TrainingState") -> None:
+        """Forward passes do not count any more."""
+        self._measuring = False
+
     @property
     def inside(self) -> bool:
         """Whether a chunk's forward pass is under way that is to be measured."""
         return self._targets is not None
+
+    def positions(self, rank: int, length: int) -> Tensor:
+        """int64 [length]: where in the sequence a context-parallel rank's part of it stands."""
+        size = self.context.config.context_parallel
+        return natural_positions(context_chunks(length * size, rank, size), self.context.device)[0]
 
     def layers(self) -> Iterator[tuple[int, nn.Module]]:
         """This process's blocks, with their place in the whole model, from 0."""
@@ -74,8 +95,12 @@ class ForwardWatch:
         return by_token.tensor_split(self.context.config.tensor_parallel, -1)[self.context.tensor_rank]
 
     def _enter(self, decoder: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self._targets = named.get("targets") if self.measuring else None
-        self.document_ids, self._modality = arguments[2] if self.inside else None, None
+        self._targets = named.get("targets") if self._measuring else None
+        self._modality = None
+        if self.inside:
+            self.document_ids = arguments[2]
+            if decoder.post_process:
+                self.num_tokens += self.own_modality().sum()
 
     def _leave(self, decoder: nn.Module, arguments: Any, output: Any) -> None:
         self._targets = self.document_ids = self._modality = None

@@ -1,4 +1,4 @@
-"""Norms of hidden states, against the model called by hand and against one process at other layouts."""
+"""Norms of hidden states, against the model called by hand."""
 
 import pytest
 import torch
@@ -8,11 +8,6 @@ from monitor_cases import LAYOUTS, measured_steps, own_model
 from megachameleon.parallel.context import parallel_context
 
 NORMS = "logging.monitors=[output_norm, block_norms]"
-
-
-@pytest.fixture(scope="module")
-def expected(workers, module_config):
-    return workers.run(1, measured_steps, module_config(*own_model(NORMS)))[0]
 
 
 def norms_by_hand(config):
@@ -45,14 +40,6 @@ def test_they_are_those_of_tokens_with_loss(workers, module_config):
     measured, by_hand = workers.run(1, norms_by_hand, module_config(*own_model(NORMS)))[0]
     assert measured == pytest.approx(by_hand, rel=1e-6)
     assert measured["output_norm/text"] != pytest.approx(measured["output_norm/image"], rel=1e-3)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_measures_the_same(workers, module_config, expected, layout):
-    world_size, overrides = LAYOUTS[layout]
-    for reports in workers.run(world_size, measured_steps, module_config(*own_model(NORMS, *overrides))):
-        for mine, its in zip(reports, expected, strict=True):
-            assert mine == pytest.approx(its, rel=1e-5)
 
 
 def test_all_but_the_output_norm_rest_between(workers, module_config):
@@ -93,13 +80,6 @@ def test_every_token_counts_once(workers, module_config, layout):
     world_size, overrides = LAYOUTS[layout]
     counts, tokens = workers.run(world_size, counted_tokens, module_config(*own_model(NORMS, *overrides)))[0]
     assert counts == [tokens] * 4
-
-
-def test_growth_is_seen(workers, module_config, expected):
-    """Embeddings ten times as large are seen behind every block."""
-    large = workers.run(1, measured_steps, module_config(*own_model(NORMS, "model.init_std=0.2")))[0]
-    for name, value in expected[0].items():
-        assert large[0][name] > 2 * value
 
 
 def test_unsound_numbers_stay_unsound():
