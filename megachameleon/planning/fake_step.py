@@ -4,13 +4,12 @@ Everything is the real thing but for three: tensors are torch's fake ones, which
 collectives and transfers of torch's fake backend end at once; numbers that the host reads are 1. So the real model, the
 real optimizer and megatron-core's real schedule run through, and what they allocate and send is counted.
 
-Tensors are the CPU's: torch cannot run backward for a device that it was not built for. What is kept for backward is
-the same on CUDA; passing temporaries of norms are larger here, where they are not one kernel; the head works in blocks
-of CUDA's size. Each row is one document.
+Tensors are the CPU's, because torch cannot run backward for a device that it was not built for; `like_cuda.py` makes up
+for the difference. Each row of a batch is one document.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +25,6 @@ from megachameleon.config import RunConfig
 from megachameleon.config.kernels import OPERATIONS
 from megachameleon.data.samples import Sample
 from megachameleon.model.decoder import Decoder, build_chunks
-from megachameleon.model.kernels.chunked_head import GPU_SIZES, BlockSizes, ChunkedHead
 from megachameleon.model.kernels.table import Attention, Kernels, choose_kernels
 from megachameleon.model.sequence_layout import SequenceLayout
 from megachameleon.parallel.context import ParallelContext, model_axes
@@ -34,6 +32,7 @@ from megachameleon.parallel.device import install
 from megachameleon.parallel.optimizer import build_optimizer, build_schedule
 from megachameleon.parallel.replicas import wrap_replicas
 from megachameleon.planning.counting import Part, Traffic, Volume, Watch
+from megachameleon.planning.like_cuda import kernels_like_cuda, operations_like_cuda
 from megachameleon.training.step import TrainingState, train_step
 
 CPU = torch.device("cpu")
@@ -70,7 +69,7 @@ def count_rank(
     Args:
         config: with a resolved precision; the world must divide.
         train: False builds the model and no more.
-        like_cuda: the head's blocks are as large as on CUDA; else as on the CPU.
+        like_cuda: allocate as on CUDA; else as on the CPU.
 
     Raises:
         ValueError: there is no such rank.
@@ -82,7 +81,7 @@ def count_rank(
     real = config.training.num_micro_batches(config.parallel.data_parallel(world_size))
     with _fake_world(config, rank, world_size) as context, FakeTensorMode(allow_non_fake_inputs=True):
         watch = Watch(axes_of(context.groups), pretend=True)
-        with watch:
+        with watch, operations_like_cuda() if like_cuda else nullcontext():
             kernels = _countable(config, like_cuda=like_cuda)
             decoders = build_decoders(config, context, watch, kernels)
             traffic: list[Traffic] = []
@@ -209,20 +208,9 @@ def _countable(config: RunConfig, *, like_cuda: bool) -> Kernels:
     plain: dict[str, Any] = {name: "auto" for name in OPERATIONS if getattr(asked, name) not in ("reference", "torch")}
     kernels = choose_kernels(replace(asked, **plain, fp8="none", userbuffers=False), "cpu")
     kernels = replace(kernels, attention=_PlansOnRealTensors(kernels.attention))
-    if like_cuda and kernels.resolved.loss == "torch":
-        # CUDA holds the logits of a chunk and their gradient in bf16; here the second half is an fp32 copy of a block.
-        half = max(config.model.vocab_size // config.parallel.tensor_parallel // 2, 1)
-        head = _PassingHead(BlockSizes(tokens=GPU_SIZES.tokens, vocabulary=half))
-        kernels = replace(kernels, head_loss=head)
-    return kernels
-
-
-class _PassingHead(ChunkedHead):
-    """Gives its working memory back, as on CUDA."""
-
-    def memory(self, name: str, numel: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Uninitialised [numel]."""
-        return like.new_empty(numel, dtype=dtype)
+    return (
+        kernels_like_cuda(kernels, config.model.vocab_size // config.parallel.tensor_parallel) if like_cuda else kernels
+    )
 
 
 class _PlansOnRealTensors:

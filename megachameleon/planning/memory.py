@@ -1,0 +1,122 @@
+"""What a GPU holds at the peak of a step, by part, in closed form. docs/planning.md has the sources.
+
+Symbols as in the literature: T tokens of a micro-batch on a context-parallel rank, h hidden size, k key-value size, f
+feed-forward size, t tensor ranks, p ranks that the rest is split over (t with sequence parallelism, else 1), e bytes
+of an element. The formulas of a layer are those of Korthikanti et al. (arXiv 2205.05198, section 4) where a trainer is
+like theirs; tests hold them against what our dry run counts.
+"""
+
+from dataclasses import dataclass, fields
+
+from megachameleon.planning.communication import HEAD_TOKENS, stage_parameters
+from megachameleon.planning.shapes import Layout, TransformerShape
+
+OPTIMIZER_BYTES = 8
+"""Two fp32 moments of a parameter."""
+MASTER_BYTES = 4
+"""An fp32 copy of a parameter in bf16."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryParts:
+    """Bytes on one rank at the peak of a step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    """Moments, and fp32 masters of weights in bf16."""
+    activations: float
+    """What is kept for backward, of all micro-batches in flight."""
+    head: float
+    """Logits and gradients that the head works on."""
+    buffers: float
+    """Passing gradients of activations, and what is gathered from tensor ranks."""
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(float(getattr(self, field.name)) for field in fields(self))
+
+
+def memory_of(shape: TransformerShape, layout: Layout, stage: int = 0) -> MemoryParts:
+    """The peak on each rank of a pipeline stage. Padding of buffers, norms and biases (about 1e-4) are left out."""
+    parameters = stage_parameters(shape, layout, stage)
+    held = parameters / layout.replicas if layout.fully_sharded else parameters
+    masters = 0 if layout.precision == "fp32" else MASTER_BYTES
+    last = stage == layout.pipeline_parallel - 1
+    return MemoryParts(
+        weights=held * layout.weight_bytes,
+        gradients=held * layout.gradient_bytes,
+        optimizer=parameters * (OPTIMIZER_BYTES + masters) / layout.optimizer_shards,
+        activations=_activations(shape, layout, stage),
+        head=_head(shape, layout) if last else 0.0,
+        buffers=_buffers(shape, layout),
+    )
+
+
+def chunks_in_flight(layout: Layout, stage: int) -> int:
+    """Forward passes through a chunk of layers that wait for their backward pass at the same time.
+
+    1F1B holds as many micro-batches as there are stages from here to the last (Narayanan et al., arXiv 2104.04473,
+    section 2.2); the interleaved schedule warms up by twice that, less two, and a round for each further chunk.
+    """
+    stages, chunks = layout.pipeline_parallel, layout.virtual_pipeline_parallel
+    behind = stages - stage - 1
+    warm_up = behind if chunks == 1 else 2 * behind + (chunks - 1) * stages
+    return min(warm_up + 1, layout.num_micro_batches * chunks)
+
+
+def layer_bytes(shape: TransformerShape, layout: Layout) -> float:
+    """Bytes that one layer keeps for backward of one token."""
+    h, e, p = shape.hidden_size, layout.weight_bytes, layout.activation_split
+    if layout.recompute == "full":
+        return e * h / p
+    dropped = layout.recompute_modules if layout.recompute == "selective" else ()
+    norm_outputs = 0 if "layernorm" in dropped and shape.norm_order == "pre" else 2
+    outside = e * (2 + norm_outputs) * h + 2 * h * shape.dropout  # a mask of a byte after each branch
+    return outside / p + (_attention(shape, layout) + _feed_forward(shape, layout)) / layout.tensor_parallel
+
+
+def _attention(shape: TransformerShape, layout: Layout) -> float:
+    """Queries, keys and values before and after their norm, the output, and what the softmax leaves, of one token."""
+    h, k, e, heads = shape.hidden_size, shape.key_value_size, layout.weight_bytes, shape.num_attention_heads
+    before_norm = (h + k) * shape.qk_norm
+    kept = e * (before_norm + 2 * h + 2 * k * layout.context_parallel)
+    if layout.attention == "flash":
+        return kept + 4 * heads
+    if layout.recompute == "selective" and "core_attn" in layout.recompute_modules:
+        return kept
+    return kept + heads * shape.sequence_length * (e + (1 + e) * shape.attention_dropout)
+
+
+def _feed_forward(shape: TransformerShape, layout: Layout) -> float:
+    """Input and output of the activation function, of one token."""
+    if layout.recompute == "selective" and "mlp" in layout.recompute_modules:
+        return 0
+    return layout.weight_bytes * shape.ffn_matrices * shape.ffn_hidden_size
+
+
+def _activations(shape: TransformerShape, layout: Layout, stage: int) -> float:
+    tokens = layout.tokens_of_micro_batch(shape.sequence_length)
+    per_chunk = layout.layers_of_stage(shape.num_layers) / layout.virtual_pipeline_parallel * layer_bytes(shape, layout)
+    output = layout.weight_bytes * shape.hidden_size / layout.activation_split  # sent on, or normed for the head
+    rotary = layout.weight_bytes * shape.head_dim
+    return chunks_in_flight(layout, stage) * tokens * (per_chunk + output + rotary)
+
+
+def _head(shape: TransformerShape, layout: Layout) -> float:
+    """Logits of a chunk of tokens and their gradient, and the gradient of all hidden states; or logits of all."""
+    e, h = layout.weight_bytes, shape.hidden_size
+    tokens = layout.tokens_of_micro_batch(shape.sequence_length)
+    rows = shape.vocab_size / layout.tensor_parallel
+    if layout.head == "whole":  # in bf16, their fp32 exponentials, and the gradient
+        return tokens * rows * (2 * e + 4)
+    chunk = min(tokens, HEAD_TOKENS)
+    gathered = e * tokens * h * layout.sequence_parallel
+    return 2 * e * chunk * rows + 4 * chunk * h + e * tokens * h + gathered
+
+
+def _buffers(shape: TransformerShape, layout: Layout) -> float:
+    e, h = layout.weight_bytes, shape.hidden_size
+    tokens = layout.tokens_of_micro_batch(shape.sequence_length)
+    return e * tokens * h * layout.sequence_parallel
