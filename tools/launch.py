@@ -12,7 +12,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 def main(arguments: argparse.Namespace) -> None:
     """Check every stage against the size of the job; print or submit."""
-    from megachameleon.launching.submission import SCRIPT_NAME, SCRIPTS, Request, read_excluded
+    from megachameleon.launching.inspection import read_excluded
+    from megachameleon.launching.submission import SCRIPT_NAME, SCRIPTS, Request
 
     if Path.cwd() != PROJECT:
         raise ValueError(f"{Path.cwd()}: call it from {PROJECT}, where the job will run and relative paths will begin")

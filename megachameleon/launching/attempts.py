@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from megachameleon.files import write_text
-from megachameleon.launching.failures import FINISHED
+from megachameleon.launching.failures import FINISHED, STOPPED
+from megachameleon.training.stopping import FILE_FOUND, describe_stop
 
 ATTEMPTS_FILE = "attempts.jsonl"
 CUT_OFF = "was cut off with its job: a dead node, or SLURM ended it before it could save"
@@ -37,7 +38,7 @@ class Attempt:
 class Decision:
     """What becomes of the job."""
 
-    action: Literal["finish", "again", "alert"]
+    action: Literal["finish", "rest", "again", "alert"]
     reason: str
 
 
@@ -80,6 +81,8 @@ def decide(attempts: list[Attempt], *, max_attempts: int, max_idle: int) -> Deci
     last = attempts[-1]
     if last.status == FINISHED:
         return Decision(action="finish", reason="finished")
+    if last.status == STOPPED and describe_stop(FILE_FOUND) in last.line:
+        return Decision(action="rest", reason="a person asked it to stop; submit it again to go on")
     if last.status == BAD_INPUT:
         return Decision(action="alert", reason=f"the input is at fault, and trying again cannot help: {last.line}")
     own = [attempt for attempt in attempts if attempt.submission == last.submission]

@@ -11,6 +11,7 @@ FINISHED = 0
 STOPPED = 75
 """The trainer's exit status for: stopped on request, everything saved, the same command goes on."""
 
+STOP_MARK = "stopped: "
 TAIL_BYTES = 65_536
 RANK_MARK = re.compile(r"^\[rank\d+\]: *")
 """What torch puts before the lines of an uncaught exception."""
@@ -69,6 +70,11 @@ def failure_line(log: Path, status: int) -> str:
         if ERROR.match(line):
             return line.removeprefix("error: ")
     return f"no error in its log, exit status {status}"
+
+
+def stop_reason(log: Path) -> str:
+    """Why the trainer stopped, from the line it ends with, or empty."""
+    return next((line.removeprefix(STOP_MARK) for line in reversed(_tail(log)) if line.startswith(STOP_MARK)), "")
 
 
 def first_failure(failures: Iterable[Failure]) -> Failure | None:

@@ -18,11 +18,14 @@ from pathlib import Path
 from megachameleon.files import read_json, write_json
 from megachameleon.launching.attempts import CUT_OFF, Attempt, decide, newest_step, read_attempts, write_attempts
 from megachameleon.launching.failures import FINISHED, STOPPED
+from megachameleon.launching.inspection import build_parser, exclude, inspect, read_excluded
 from megachameleon.launching.records import FAILED, Outcome, outcome
-from megachameleon.launching.slurm import Job, master_port, requeue, submit_follow_up, this_job
+from megachameleon.launching.slurm import Job, requeue, step_words, submit_follow_up, this_job
 
 DONE_FILE = "DONE"
 LOG_FOLDER = "logs"
+BAD_NODES = "refused"
+"""How the line of an attempt begins that did not train, for its nodes were bad."""
 ALERT_SECONDS = 60
 SUBMISSION = "MEGACHAMELEON_SUBMISSION"
 """Names the job that a person submitted, in the environment of its follow-up jobs."""
@@ -91,12 +94,15 @@ def conclude(job: Job, run: Path, attempts: list[Attempt], arguments: argparse.N
     if decision.action == "finish":
         write_json(run / DONE_FILE, {**finished(run), digest(arguments.training): last.after})
         return FINISHED
+    if decision.action == "rest":
+        say(f"not started again: {decision.reason}")
+        return last.status
     if decision.action == "alert":
         say(f"not started again: {decision.reason}")
         alert(arguments.alert_command, f"{run}: job {job.id} needs a person: {decision.reason}")
         return FAILED if last.status == STOPPED else last.status
     say(f"again: {decision.reason}")
-    go_on(job, arguments)
+    go_on(job, arguments, leaves_nodes=last.line.startswith(BAD_NODES))
     return last.status
 
 
@@ -111,6 +117,11 @@ def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Nam
         after=before, hosts=job.hosts, seconds=0.0,
     )  # fmt: skip
     write_attempts(run, [*earlier, now])
+    if arguments.preflight:
+        bad = inspect(job, inspection_of(run, logs / "preflight", arguments))
+        if bad:
+            exclude(arguments.exclude_file, bad)
+            return replace(now, line=f"{BAD_NODES} {', '.join(bad)}")
     code = run_step(step_command(job, run, logs, arguments))
     end = outcome(logs, job.hosts)
     if end.status == FINISHED and code:
@@ -119,20 +130,23 @@ def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Nam
     return replace(now, status=end.status, line=end.line, after=newest_step(run), seconds=seconds)
 
 
+def inspection_of(run: Path, results: Path, arguments: argparse.Namespace) -> argparse.Namespace:
+    """How the nodes of a training job are checked: like by preflight.sbatch, with PREFLIGHT_FLAGS."""
+    words = [
+        "--ranks-per-node", str(arguments.ranks_per_node), "--results", str(results), "--python", arguments.python,
+        f"--srun-flags={arguments.srun_flags}", f"--inside={arguments.inside}", "--folders", str(run),
+    ]  # fmt: skip
+    return build_parser().parse_args([*words, *os.environ.get("PREFLIGHT_FLAGS", "").split()])
+
+
 def step_command(job: Job, run: Path, logs: Path, arguments: argparse.Namespace) -> list[str]:
     """srun with one launcher a node."""
-    launcher = [
-        *arguments.inside.split(), arguments.python, "-m", "megachameleon.launching.node",
+    return [
+        *step_words(job, srun_flags=arguments.srun_flags, inside=arguments.inside, python=arguments.python),
         "--ranks-per-node", str(arguments.ranks_per_node), "--zero-when-stopped", "--logs", str(logs),
         "--heartbeat", str(run / "heartbeat.json"), "--start-within", str(arguments.start_within),
-        "--stale-after", str(arguments.stale_after), "--master", f"{job.hosts[0]}:{master_port(job)}",
+        "--stale-after", str(arguments.stale_after), "tools/train.py", *arguments.training,
     ]  # fmt: skip
-    srun = [
-        "srun", f"--nodes={len(job.hosts)}", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL",
-        *([f"--cpus-per-task={cpus}"] if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) else []),
-        *arguments.srun_flags.split(),
-    ]  # fmt: skip
-    return [*srun, *launcher, "tools/train.py", *arguments.training]
 
 
 def run_step(command: list[str]) -> int:
@@ -144,13 +158,15 @@ def run_step(command: list[str]) -> int:
     return step.wait()
 
 
-def go_on(job: Job, arguments: argparse.Namespace) -> None:
-    """Requeue the job, or submit a follow-up where that is not allowed."""
-    if requeue(job):
+def go_on(job: Job, arguments: argparse.Namespace, *, leaves_nodes: bool) -> None:
+    """Requeue the job, or submit a follow-up where that is not allowed, or where it must not get the same nodes."""
+    if not leaves_nodes and requeue(job):
         time.sleep(ALERT_SECONDS)  # SLURM ends this process meanwhile
         return
-    new = submit_follow_up(job, arguments.script, arguments.training)
-    say(f"requeueing is disabled here: job {new} follows, and what waited for {job.id} waits for it")
+    avoided = read_excluded(arguments.exclude_file)
+    new = submit_follow_up(job, arguments.script, arguments.training, avoided)
+    why = f"without {', '.join(avoided)}" if leaves_nodes else "for requeueing is disabled here"
+    say(f"job {new} follows, {why}; what waited for {job.id} waits for it")
 
 
 def alert(command: str, message: str) -> None:
@@ -190,6 +206,8 @@ examples:
     add("--stale-after", type=float, default=1800.0, metavar="S", help="seconds without heartbeat that mean: hung")
     add("--max-attempts", type=int, default=200, metavar="N", help="attempts of the run in all (default 200)")
     add("--max-idle", type=int, default=3, metavar="N", help="attempts in a row without a new checkpoint (default 3)")
+    add("--preflight", action="store_true", help="check the nodes first, and leave bad ones by a follow-up job")
+    add("--exclude-file", default="bad_nodes.txt", help="where bad nodes are written (default bad_nodes.txt)")
     add("--alert-command", default="", help="gets a line as its last argument when a person is needed")
     add("training", nargs=argparse.REMAINDER, help="CONFIG.yaml [key.sub=value ...], as for tools/train.py")
     arguments = parser.parse_args(words)

@@ -16,7 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megachameleon.launching.failures import FINISHED, STOPPED, Failure, exit_status, failure_line, first_failure
+from megachameleon.launching.failures import (
+    FINISHED,
+    STOPPED,
+    Failure,
+    exit_status,
+    failure_line,
+    first_failure,
+    stop_reason,
+)
 from megachameleon.launching.ranks import Rank, end, send, start_rank
 from megachameleon.launching.records import NodeRecord
 
@@ -150,7 +158,13 @@ class Launcher:
         for rank in stuck:
             self._fail(rank, HUNG, f"process {rank.process.pid} cannot be killed (stuck in the kernel)")
         self._show()
-        return NodeRecord(node=self.place.node, host=self.host, statuses=self._statuses(), failures=self._failures)
+        return NodeRecord(
+            node=self.place.node,
+            host=self.host,
+            statuses=self._statuses(),
+            failures=self._failures,
+            stopped_by=self._stopped_by(),
+        )
 
     def _collect(self, judged: set[int]) -> None:
         for rank in self.ranks:
@@ -174,6 +188,9 @@ class Launcher:
             rank.rank: HUNG if rank.process.returncode is None else exit_status(rank.process.returncode)
             for rank in self.ranks
         }
+
+    def _stopped_by(self) -> str:
+        return stop_reason(self.ranks[0].log) if self.place.node == 0 else ""
 
     def _forward(self) -> None:
         """Pass requests on, each kind once in a while: the trainer takes a repetition for impatience."""
@@ -236,7 +253,7 @@ def launch(arguments: argparse.Namespace) -> int:
     place = Place.of(os.environ, arguments.master)
     require_free_port(place)
     command = list(arguments.command)
-    if command[0].endswith(".py"):
+    if command[0] == "-m" or command[0].endswith(".py"):
         command.insert(0, sys.executable)
     heartbeat = None
     if arguments.heartbeat and place.node == 0:
@@ -285,6 +302,8 @@ exit status: 0 finished, 75 stopped on request and saved, 70 hung, else the firs
         "command", nargs=argparse.REMAINDER, help="a program with its arguments; *.py runs by this Python"
     )
     arguments = parser.parse_args(words)
+    if arguments.command[:1] == ["--"]:
+        del arguments.command[0]
     if not arguments.command:
         parser.error("give the program that each rank runs, such as tools/train.py run.yaml")
     if arguments.ranks_per_node < 1:

@@ -19,6 +19,8 @@ class NodeRecord:
     statuses: dict[int, int]
     """Exit status by rank."""
     failures: list[Failure]
+    stopped_by: str = ""
+    """Why rank 0 stopped, in its own words, if it is on this node."""
 
     @property
     def status(self) -> int:
@@ -36,6 +38,7 @@ class NodeRecord:
             "host": self.host,
             "status": self.status,
             "statuses": {str(rank): status for rank, status in self.statuses.items()},
+            "stopped_by": self.stopped_by,
             "failures": [failure.to_json() for failure in self.failures],
         }
         write_json(record_path(folder, self.node), value)
@@ -67,6 +70,7 @@ def read_record(path: Path) -> NodeRecord:
             node=value["node"],
             host=value["host"],
             statuses={int(rank): status for rank, status in value["statuses"].items()},
+            stopped_by=value["stopped_by"],
             failures=[Failure(**failure) for failure in value["failures"]],
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -90,5 +94,6 @@ def outcome(folder: Path, hosts: list[str]) -> Outcome:
         said = f"lost {', '.join(silent)}, which left no word: dead, cut off, or its launcher killed"
         return Outcome(status=FAILED, line=said)
     if any(record.status == STOPPED for record in records):
-        return Outcome(status=STOPPED, line="stopped on request, with everything saved")
-    return Outcome(status=FINISHED, line="finished")
+        reason = next((record.stopped_by for record in records if record.stopped_by), "a request")
+        return Outcome(status=STOPPED, line=f"was stopped by {reason}")
+    return Outcome(status=FINISHED, line="has finished")

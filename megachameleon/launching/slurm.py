@@ -58,6 +58,22 @@ def ask(*words: str, environment: Mapping[str, str] | None = None) -> str:
     return done.stdout.strip()
 
 
+def step_words(job: Job, *, srun_flags: str, inside: str, python: str) -> list[str]:
+    """The beginning of a command that starts one launcher on each node of the job.
+
+    Args:
+        srun_flags: more words for srun, such as pyxis' --container-image.
+        inside: words before Python, such as `apptainer exec --nv IMAGE`.
+        python: of the launcher and the ranks.
+    """
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # srun does not inherit it from sbatch
+    return [
+        "srun", f"--nodes={len(job.hosts)}", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL",
+        *([f"--cpus-per-task={cpus}"] if cpus else []), *srun_flags.split(), *inside.split(), python,
+        "-m", "megachameleon.launching.node", "--master", f"{job.hosts[0]}:{master_port(job)}",
+    ]  # fmt: skip
+
+
 def requeue(job: Job) -> bool:
     """Have SLURM start this job again under its id; False where the site or `--no-requeue` forbids it."""
     try:

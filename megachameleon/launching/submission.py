@@ -167,11 +167,3 @@ def test_only(text: str) -> str:
     if done.returncode:
         raise ValueError(f"sbatch --test-only: {said}; see `sinfo`, or ask for less")
     return said
-
-
-def read_excluded(path: str) -> tuple[str, ...]:
-    """Node names from a file of one a line, with comments after #; none if it is not there yet."""
-    if not path or not Path(path).is_file():
-        return ()
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return tuple(dict.fromkeys(name for line in lines if (name := line.partition("#")[0].strip())))

@@ -7,12 +7,12 @@ from megachameleon.launching.job import digest, is_done, run_folder
 from megachameleon.launching.slurm import Job, master_port, replaced_dependency
 
 
-def attempt(status, before, after, submission="7"):
+def attempt(status, before, after, submission="7", line="said"):
     return Attempt(
         submission=submission,
         job="7.0",
         status=status,
-        line="said",
+        line=line,
         before=before,
         after=after,
         hosts=["a"],
@@ -41,6 +41,12 @@ def test_a_job_goes_on_while_it_leads_somewhere(attempts, action):
     decision = decide(attempts, max_attempts=4, max_idle=2)
     assert decision.action == action
     assert action == "finish" or "said" in decision.reason
+
+
+def test_a_job_that_a_person_stopped_by_the_file_rests():
+    asked = attempt(75, 3, 9, line="was stopped by the file 'stop' (maintenance)")
+    assert decide([asked], max_attempts=4, max_idle=2).action == "rest"
+    assert decide([attempt(75, 3, 9, line="was stopped by SIGUSR1")], max_attempts=4, max_idle=2).action == "again"
 
 
 def test_attempts_are_kept(tmp_path):

@@ -23,6 +23,7 @@ signal.signal(signal.SIGTERM, lambda *_: got.append(1))
 print("ready", os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"], flush=True)
 while not got: time.sleep(0.02)
 time.sleep(0.3)
+print("stopped: the file 'stop'")
 sys.exit(75 if len(got) == 1 else 9)
 """
 """Ends with 75 when asked once, with 9 when asked twice."""
@@ -90,9 +91,10 @@ def test_a_request_delivered_twice_reaches_the_ranks_once_and_75_comes_back(laun
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 75, err
-    assert out == "ready 0 0 3\n"  # rank 0 alone is shown
-    assert text_of(tmp_path / "logs" / "rank-00002.log") == "ready 2 2 3\n"
+    assert out == "ready 0 0 3\nstopped: the file 'stop'\n"  # rank 0 alone is shown
+    assert text_of(tmp_path / "logs" / "rank-00002.log").startswith("ready 2 2 3\n")
     assert read_record(tmp_path / "logs" / "node-0000.json").statuses == {0: 75, 1: 75, 2: 75}
+    assert outcome(tmp_path / "logs", ["here"]).line == "was stopped by the file 'stop'"
 
 
 def test_a_failed_rank_ends_the_others_and_is_named(launch, tmp_path):
@@ -217,7 +219,7 @@ def test_the_line_of_an_error_is_found(tmp_path, log, status, line):
 
 def test_a_node_without_a_record_is_named(tmp_path):
     (tmp_path / "node-0000.json").write_text(
-        json.dumps({"node": 0, "host": "a", "statuses": {"0": 75}, "failures": []})
+        json.dumps({"node": 0, "host": "a", "statuses": {"0": 75}, "failures": [], "stopped_by": ""})
     )
     assert "lost b, which left no word" in outcome(tmp_path, ["a", "b"]).line
     (tmp_path / "node-0000.json").write_text("{}")
