@@ -26,6 +26,8 @@ class HealthConfig:
     early_warning: EarlyWarningPolicy = "log"
     """When output norms or log Z grow out of bounds, which precedes divergence: `log` says so, `lower_lr` multiplies
     the learning rate by 1/2, `rollback` and `stop` as they say."""
+    early_warning_after: int | None = None
+    """Steps before which it does not look, since norms rise from their initial values; None: `optimizer.warmup_steps`."""
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""
@@ -36,5 +38,6 @@ class HealthConfig:
             )
         if self.spike_window < 16:
             raise ValueError(f"health.spike_window: {self.spike_window} must be at least 16 steps")
-        if self.max_skips_in_a_row < 0:
-            raise ValueError(f"health.max_skips_in_a_row: {self.max_skips_in_a_row} must be 0 or more")
+        for name in ("max_skips_in_a_row", "early_warning_after"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"health.{name}: {getattr(self, name)} must be 0 or more")

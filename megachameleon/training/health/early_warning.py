@@ -20,7 +20,7 @@ NORM_LIMIT = math.log(4.0)
 """Growth of the logarithm of an output norm within the second half of the past that is an alarm."""
 LOG_Z_LIMIT = 3.0
 """The same for the distance of log Z from 0, in nats: the partition function is then e³ = 20 times what it was."""
-LASTING = SMOOTHED
+LASTING = 4
 """Steps for which growth must stay beyond its limit."""
 
 
@@ -34,20 +34,26 @@ class EarlyWarning(Guard):
     name = "early_warning"
 
     def __init__(self, config: HealthConfig, *, warmup_steps: int) -> None:
-        self.policy, self.warmup_steps = config.early_warning, warmup_steps
+        """Know nothing yet.
+
+        Args:
+            warmup_steps: of the learning rate; nothing is judged before, unless the configuration says when.
+        """
+        after = config.early_warning_after
+        self.policy, self.after = config.early_warning, warmup_steps if after is None else after
         self.trends: dict[str, GrowthTrend] = {}
         self.beyond: dict[str, int] = {}
         """Since how many steps growth has been beyond its limit, by series."""
 
     def judge(self, event: "StepEvent") -> Verdict:
         """Follow the series, and say which have outgrown their past."""
-        if self.policy == "off" or event.step <= self.warmup_steps or event.report.skipped:
+        if self.policy == "off" or event.step <= self.after or event.report.skipped:
             return Verdict()
         found = [told for name, value in watched(event.report).items() if (told := self._follow(name, value))]
         if not found:
             return Verdict()
         action: Action = "continue" if self.policy == "log" else self.policy
-        since = max(event.step - 2 * LASTING, 1)
+        since = max(event.step - SMOOTHED - LASTING, 1)
         reason = f"early warning at step {event.step}: {', '.join(found)}; such growth precedes divergence"
         return Verdict(action=action, reason=reason, since=since)
 

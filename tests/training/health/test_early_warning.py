@@ -72,7 +72,9 @@ def test_a_guard_lets_an_ordinary_run_alone():
 
 
 def test_warm_up_and_skipped_steps_are_not_judged():
-    assert not follow(warning(), [(1e-3 * 1.2**step, 1.0) for step in range(WARMUP)])
+    assert not follow(warning(), [(1e-3 * 1.2**step, 1.0) for step in range(WARMUP + 1)])
+    early = EarlyWarning(HealthConfig(early_warning_after=10), warmup_steps=WARMUP)
+    assert min(follow(early, [(1e-3 * 1.2**step, 1.0) for step in range(WARMUP + 30)])) < WARMUP + 10
     guard = warning()
     guard.judge(event_of(WARMUP + 1, math.nan, monitors={"output_norm/text": 1e9}))
     assert not guard.trends

@@ -150,7 +150,7 @@ def test_another_batch_size_starts_a_new_window():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"spike_deviations": 2.0}, {"spike_window": 8}, {"max_skips_in_a_row": -1}, {"spike_deviations": math.nan}],
+    [{"spike_deviations": 2.0}, {"spike_window": 8}, {"early_warning_after": -1}, {"spike_deviations": math.nan}],
 )
 def test_impossible_settings_are_named(setting):
     with pytest.raises(ValueError, match=f"health.{next(iter(setting))}"):
