@@ -27,7 +27,7 @@ class HealthConfig:
     """When output norms or log Z grow out of bounds, which precedes divergence: `log` says so, `lower_lr` multiplies
     the learning rate by 1/2, `rollback` and `stop` as they say."""
     early_warning_after: int | None = None
-    """Steps before which it does not look, since norms rise from their initial values; None: `optimizer.warmup_steps`."""
+    """Steps before which it does not look, since norms rise from their initial values; None: the warm-up."""
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""
