@@ -4,7 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MonitorName = Literal[
-    "output_norm", "block_norms", "attention_logits", "gradient_norms", "update_ratios", "picture_codes"
+    "step_times",
+    "output_norm",
+    "block_norms",
+    "attention_logits",
+    "gradient_norms",
+    "update_ratios",
+    "picture_codes",
 ]
 
 
@@ -33,6 +39,7 @@ class LoggingConfig:
     tensorboard: bool = True
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
     monitors: tuple[MonitorName, ...] = (
+        "step_times",
         "output_norm",
         "block_norms",
         "attention_logits",
@@ -40,7 +47,7 @@ class LoggingConfig:
         "update_ratios",
         "picture_codes",
     )
-    """What is measured inside the step. `output_norm` at each; the others every `monitor_every` steps."""
+    """What is measured inside the step. `step_times` and `output_norm` at each; the others every `monitor_every` steps."""
     monitor_every: int = 100
 
     def validate(self) -> None:

@@ -84,6 +84,8 @@ def train_step(
     num_micro_batches = config.training.num_micro_batches(context.data_parallel)
     size = config.training.micro_batch_size
     batches = training_batches(samples, consumed, num_micro_batches, size, context)
+    for monitor in monitors:
+        batches = monitor.follow(batches)
     sums = _run_schedule(state.model, batches, num_micro_batches, config, context, forward_only=False)
     for monitor in monitors:
         monitor.after_backward(state)

@@ -1,6 +1,6 @@
 """What a monitor is: it measures on the device during a step, and its values are read with the step's other numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from megachameleon.parallel.context import ParallelContext
+    from megachameleon.training.batches import Batch
     from megachameleon.training.step import TrainingState
 
 
@@ -17,6 +18,10 @@ class Monitor:
 
     def begin(self, step: int) -> None:
         """Before the forward pass of step `step` (counted from 1): clear, and decide whether to measure this one."""
+
+    def follow(self, batches: "Iterator[Batch]") -> "Iterator[Batch]":
+        """The micro-batches of the step on their way to the model; they must stay what they are."""
+        return batches
 
     def after_backward(self, state: "TrainingState") -> None:
         """When gradients are summed over replicas, before the update."""

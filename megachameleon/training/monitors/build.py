@@ -11,6 +11,7 @@ from megachameleon.training.monitors.gradient_norms import GradientNorms
 from megachameleon.training.monitors.norms import block_norms, output_norm
 from megachameleon.training.monitors.parameter_groups import ParameterGroups
 from megachameleon.training.monitors.picture_codes import PictureCodes
+from megachameleon.training.monitors.step_times import StepTimes
 from megachameleon.training.monitors.update_ratios import UpdateRatios
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def build_monitors(trainer: "Trainer") -> list[Monitor]:
     groups = ParameterGroups(state.model, trainer.context)
     heads, keys = model.num_attention_heads, model.num_query_groups
     makers: dict[MonitorName, Callable[[], Monitor]] = {
+        "step_times": lambda: StepTimes(watch),
         "output_norm": lambda: output_norm(watch, model.num_layers),
         "block_norms": lambda: block_norms(watch, model.num_layers, every),
         "attention_logits": lambda: AttentionLogits(watch, model.num_layers, heads, keys, every),
