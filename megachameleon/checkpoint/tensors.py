@@ -1,8 +1,8 @@
 """Tensors on disk: one safetensors file a rank, and an index that says which box of which global tensor it holds.
 
-Writing stores what each rank brings. Reading fills any other division of the same tensors by copying overlaps, so a
-checkpoint does not know the parallel layout that wrote it. safetensors cannot carry code, unlike the pickles of torch's
-own formats.
+Each rank stores what it brings (`snapshot.py` writes it). Reading fills any other division of the same tensors by
+copying overlaps, so a checkpoint does not know the parallel layout that wrote it. safetensors cannot carry code, unlike
+the pickles of torch's own formats.
 """
 
 from collections import defaultdict
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape, overlap, within
@@ -59,19 +58,6 @@ class TensorEntry:
 
 
 Index = dict[str, TensorEntry]
-
-
-def write_parts(path: Path, tensors: Iterable[StoredTensor], file_name: str) -> Index:
-    """Write a rank's share of the tensors and return their entries.
-
-    Args:
-        path: where to write now.
-        file_name: the name that the file will have in the finished checkpoint.
-    """
-    tensors = list(tensors)
-    # What is given are views of training's buffers; safetensors stores only tensors that own their memory.
-    save_file({item.name: item.data.detach().cpu().clone() for item in tensors}, path)
-    return index_of(tensors, file_name)
 
 
 def index_of(tensors: Iterable[StoredTensor], file_name: str) -> Index:

@@ -2,7 +2,8 @@
 
 Two steps at the source, a checkpoint, two more at the source; the target resumes from the checkpoint and takes the same
 two. What the optimizers of both hold right after the save and the load is compared bit for bit. Losses and parameters
-after the further steps, in fp32: at most 1e-6 apart, by relative L2 error, for sums over ranks run in another order.
+after the further steps, in fp32: at most 1e-6 apart, by relative L2 error, for sums over ranks run in another order
+(2e-7 seen).
 """
 
 import shutil
@@ -208,7 +209,7 @@ PRECISIONS = [
 @pytest.mark.parametrize(("old", "before", "new", "after"), PRECISIONS, ids=str)
 def test_another_precision_has_the_same_masters_and_moments(sources, resume, old, before, new, after):
     """A weight of fp32 is the master of bf16, whose weight is its rounding. Losses afterwards differ by bf16's rounding
-    of the weights and of all that is computed: 1e-2 of the loss at most (3e-3 seen)."""
+    of the weights and of all that is computed: 1e-3 of the loss at most (1e-4 seen)."""
     source, expected = sources(before, "pre", old)
     got = resume(source, after, "pre", new)
     require_equal_states(in_precision(got[1], "fp32"), in_precision(expected[1], "fp32"))
@@ -216,7 +217,7 @@ def test_another_precision_has_the_same_masters_and_moments(sources, resume, old
     assert {str(got[1][key].dtype) for key in got[1] if key.startswith("weight")} == {
         {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[new]
     }
-    assert got[2] == pytest.approx(expected[2], rel=1e-2)
+    assert got[2] == pytest.approx(expected[2], rel=1e-3)
 
 
 def in_precision(state, precision):
