@@ -50,6 +50,7 @@ class Background(Generic[T]):
 
     def _run(self, work: Callable[[], T]) -> None:
         try:
-            self._results.append(work())
+            result = work()
+            self._results.append(result)  # not in one: `results` may have put a new list there while work was done
         except BaseException as error:  # also SystemExit: nothing may be lost in a thread
             self._error = error

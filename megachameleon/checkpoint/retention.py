@@ -90,6 +90,8 @@ def recover(root: Path) -> list[str]:
             said.append(f"{final}: was complete but for its name when its process ended; put in place")
     for path, _ in _left_by_others(root):
         shutil.rmtree(path, ignore_errors=True)
+    for path in root.glob(f".{LATEST_FILE}.*.tmp"):
+        path.unlink(missing_ok=True)
     return said
 
 
