@@ -26,8 +26,8 @@ class FakeClock:
 
 def times_of_a_step(config, slow, clock):
     """Parts of the second step, of which one part takes 0.3 s more."""
-    from megachameleon.training.monitors import step_times
     from megachameleon.training import step as step_module
+    from megachameleon.training.monitors import step_times
     from megachameleon.training.monitors.step_times import StepTimes
 
     with parallel_context(config.parallel) as context:
