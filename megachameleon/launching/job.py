@@ -20,7 +20,7 @@ from megachameleon.launching.attempts import CUT_OFF, Attempt, decide, newest_st
 from megachameleon.launching.failures import FINISHED, STOPPED
 from megachameleon.launching.inspection import build_parser, exclude, inspect, read_excluded
 from megachameleon.launching.records import FAILED, Outcome, outcome
-from megachameleon.launching.slurm import Job, requeue, step_words, submit_follow_up, this_job
+from megachameleon.launching.slurm import Job, master_port, requeue, step_words, submit_follow_up, this_job
 
 DONE_FILE = "DONE"
 LOG_FOLDER = "logs"
@@ -111,7 +111,7 @@ def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Nam
     before, start = newest_step(run), time.monotonic()
     logs = run / LOG_FOLDER / job.name
     logs.mkdir(parents=True, exist_ok=True)
-    say(f"job {job.name} on {', '.join(job.hosts)}: logs of ranks in {logs}")
+    say(f"job {job.name} on {', '.join(job.hosts)}, meeting at port {master_port(job)}: logs of ranks in {logs}")
     now = Attempt(
         submission=os.environ.setdefault(SUBMISSION, job.id), job=job.name, status=FAILED, line=CUT_OFF, before=before,
         after=before, hosts=job.hosts, seconds=0.0,

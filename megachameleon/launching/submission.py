@@ -61,6 +61,9 @@ class Request:
             raise ValueError(
                 f"--gpus-per-node: {self.gpus_per_node} leaves no process; on nodes without GPUs, say --ranks-per-node"
             )
+        for name in ("container", "mounts"):
+            if any(letter.isspace() for letter in getattr(self, name)):
+                raise ValueError(f"--{name}: {getattr(self, name)!r} has a space in it; choose a path without")
         if self.container and "/" not in self.container:
             raise ValueError(
                 f"--container: {self.container} must be a path with a /, to an image imported beforehand; "
