@@ -15,18 +15,32 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from megachameleon.ranks import own_place
+
 PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
+class FailureError(Exception):
+    """A failure that says all in its own words: exit status 1, one line, no traceback to look for."""
+
+
 def run_tool(
-    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, *, intermixed: bool = False
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    *,
+    intermixed: bool = False,
+    quick_exit: bool = False,
 ) -> None:
     """Parse arguments, run `main`, and turn errors into one line and an exit status, which `main` may also return.
 
     `intermixed` lets options stand between positional arguments (not for parsers with subcommands).
 
     `ValueError` and paths that cannot be used are the user's to mend and exit with 2; anything else exits with 1.
-    `--debug`, before or after a subcommand, shows the traceback of either.
+    `--debug`, before or after a subcommand, shows the traceback of either. Notes of an exception (PEP 678) say whose it
+    is and stand before its text; such a one is nobody else's, and is not held back.
+
+    Args:
+        quick_exit: end at once after an error, without waiting for threads and libraries, which may hang by then.
     """
     _add_debug(parser, default=False)
     arguments = parser.parse_intermixed_args() if intermixed else parser.parse_args()
@@ -41,11 +55,19 @@ def run_tool(
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        _let_rank_zero_speak_first()
+        notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        if not notes:
+            _let_rank_zero_speak_first()
         user_error = isinstance(error, (ValueError, *PATH_ERRORS))
-        hint = "" if arguments.debug or user_error else " (--debug shows the traceback)"
-        print(f"error: {describe_error(error)}{hint}", file=sys.stderr)
-        sys.exit(2 if user_error else 1)
+        told = arguments.debug or user_error or isinstance(error, FailureError)
+        hint = "" if told else " (--debug shows the traceback)"
+        print(f"error: {notes}{describe_error(error)}{hint}", file=sys.stderr)
+        status = 2 if user_error else 1
+        if quick_exit:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        sys.exit(status)
 
 
 def describe_error(error: Exception) -> str:
@@ -53,7 +75,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, PATH_ERRORS) and error.filename is not None:
         return f"{error.filename2 or error.filename}: {(error.strerror or 'not usable').lower()}; choose another path"
     text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, ValueError | FailureError) else f"{type(error).__name__}: {text}"
 
 
 def _add_debug(parser: argparse.ArgumentParser, default: Any) -> None:
@@ -67,7 +89,11 @@ def _add_debug(parser: argparse.ArgumentParser, default: Any) -> None:
 
 def _let_rank_zero_speak_first() -> None:
     """An error that all processes meet should be read once: torchrun stops the others while they wait here."""
-    if os.environ.get("RANK", "0") != "0":
+    try:
+        rank = own_place().rank
+    except ValueError:
+        return
+    if rank:
         time.sleep(3)
 
 

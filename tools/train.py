@@ -50,4 +50,4 @@ if __name__ == "__main__":
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what it needs, train nothing")
     parser.add_argument("--world-size", type=int, default=None, help="processes to assume in a dry run")
     parser.add_argument("--rank", type=int, default=None, help="process to count in a dry run; else two are chosen")
-    run_tool(main, parser, intermixed=True)
+    run_tool(main, parser, intermixed=True, quick_exit=True)

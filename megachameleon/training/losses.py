@@ -11,6 +11,7 @@ from torch import Tensor
 from megachameleon.model.head import Targets
 from megachameleon.parallel.context import ParallelContext
 from megachameleon.training.batches import Batch
+from megachameleon.training.stragglers import ForwardClock
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
@@ -32,17 +33,20 @@ class LossReport:
 
 
 def forward_step(
-    batches: Iterator[Batch], model: Any, *, z_loss: float, isolate_documents: bool
+    batches: Iterator[Batch], model: Any, *, z_loss: float, isolate_documents: bool, clock: ForwardClock
 ) -> tuple[Tensor, LossFunction]:
     """One micro-batch forward, in the form that megatron-core's schedules call.
 
     Args:
         isolate_documents: attention and positions within documents; else a sample is one continuous stream.
+        clock: takes the time.
     """
-    batch = next(batches)
+    with clock.reading():
+        batch = next(batches)
     places = (batch["position_ids"], batch["document_ids"]) if isolate_documents else (None, None)
     targets = Targets(labels=batch["labels"], weights=batch["loss_mask"], is_image=batch["image_mask"], z_loss=z_loss)
-    return model(batch["tokens"], *places, targets=targets), loss_and_sums
+    with clock.forward():
+        return model(batch["tokens"], *places, targets=targets), loss_and_sums
 
 
 def loss_and_sums(sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -26,6 +26,7 @@ from megachameleon.training.agreement import (
 from megachameleon.training.batches import Batch, Samples, training_batches, validation_batches
 from megachameleon.training.losses import LossReport, forward_step, reduce_sums, report_from_sums
 from megachameleon.training.monitors.base import Monitor, reduce_monitors, report_monitors
+from megachameleon.training.stragglers import ForwardClock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ def train_step(
     limits: StepLimits | None = None,
     lr_factor: float = 1.0,
     monitors: Sequence[Monitor] = (),
+    clock: ForwardClock | None = None,
 ) -> StepReport:
     """Read the global batch at position `consumed`, go forward and backward, and update unless the step is unsound.
 
@@ -73,6 +75,7 @@ def train_step(
         step: optimizer steps done before this one.
         own: what this rank has to tell the others; asked as late as possible, for a signal to count at this step.
         limits: the largest loss and gradient norm with which to update; what is not finite never updates.
+        clock: takes the time of forward passes.
     """
     limits = limits or StepLimits()
     seed_step(config.training.seed, step, context)
@@ -86,7 +89,7 @@ def train_step(
     batches = training_batches(samples, consumed, num_micro_batches, size, context)
     for monitor in monitors:
         batches = monitor.follow(batches)
-    sums = _run_schedule(state.model, batches, num_micro_batches, config, context, forward_only=False)
+    sums = _run_schedule(state.model, batches, num_micro_batches, config, context, clock, forward_only=False)
     for monitor in monitors:
         monitor.after_backward(state)
     lr = set_learning_rate(state.schedule, step + 1, lr_factor)
@@ -160,7 +163,7 @@ def validate(
             between()
             count = min(per_round, num_micro_batches - first)
             batches = validation_batches(samples, first * per_pass, count, size, context)
-            sums = sums + _run_schedule(model, batches, count, config, context, forward_only=True)
+            sums = sums + _run_schedule(model, batches, count, config, context, None, forward_only=True)
     finally:
         for chunk in model:
             chunk.train()
@@ -173,6 +176,7 @@ def _run_schedule(
     num_micro_batches: int,
     config: RunConfig,
     context: ParallelContext,
+    clock: ForwardClock | None,
     *,
     forward_only: bool,
 ) -> torch.Tensor:
@@ -181,7 +185,10 @@ def _run_schedule(
 
     outputs = get_forward_backward_func()(
         forward_step_func=partial(
-            forward_step, z_loss=config.training.z_loss, isolate_documents=config.data.isolate_documents
+            forward_step,
+            z_loss=config.training.z_loss,
+            isolate_documents=config.data.isolate_documents,
+            clock=clock or ForwardClock(context.device),
         ),
         data_iterator=list(tee(batches, len(model))) if len(model) > 1 else batches,
         model=model,

@@ -1,5 +1,6 @@
 """Builds a run from its configuration and drives it to its last step."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,8 +28,10 @@ from megachameleon.training.health.build import build_guards
 from megachameleon.training.health.guards import gravest, tightest
 from megachameleon.training.monitors.build import build_monitors
 from megachameleon.training.progress import Progress
+from megachameleon.training.pulse import Peer, Pulse
 from megachameleon.training.step import StepReport, TrainingState, train_step, validate
 from megachameleon.training.stopping import Listener, StoppedError, StopRequests, describe_stop
+from megachameleon.training.stragglers import ForwardClock, StragglerWatch
 
 
 class _CutShortError(Exception):
@@ -48,11 +51,15 @@ class Trainer:
         data: TrainingData,
         callbacks: Sequence[Callback],
         listener: Listener | None = None,
+        pulse: Pulse | None = None,
+        peers: Sequence[Peer] = (),
     ) -> None:
         """Build the model and resume from the newest checkpoint of the output folder, if there is one.
 
         Args:
             listener: what hears of signals; None: nobody does.
+            pulse: is told what goes on.
+            peers: all processes, by rank; needed to name slow ones.
 
         Raises:
             StoppedError: a rank was asked to stop meanwhile.
@@ -66,6 +73,10 @@ class Trainer:
         self.callbacks = callbacks
         self.progress = Progress()
         self.folder = Path(config.output_dir)
+        self.pulse = pulse or Pulse(rank=context.rank)
+        self.stragglers = StragglerWatch(
+            peers, factor=config.faults.straggler_factor, window=config.faults.straggler_window
+        )
         self.requests = StopRequests(
             self.folder,
             is_main=context.is_main,
@@ -81,6 +92,8 @@ class Trainer:
         self._leave_if_asked()
         self._resume()
         self._saved_step = self.step
+        self._clock = ForwardClock(context.device)
+        self._busy_seconds = 0.0
         self._leave_if_asked()
         require_enough_samples(data, config.training, done=self.step, consumed=self.progress.consumed_samples)
         self.checkpointer.require_room()
@@ -107,6 +120,8 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.on_start(self)
+            self.pulse.enter("training")
+            self.pulse.beat(self.step, first_step=self.step, num_steps=self.config.training.num_steps)
             stop = 0
             while self.step < self.config.training.num_steps and not stop:
                 event = self._advance()
@@ -117,6 +132,7 @@ class Trainer:
                 if self._due(self.config.training.validate_every) and not stop:
                     stop = self._validate()
                 self._announce_checkpoints()
+                self.pulse.enter("training")
             self._end(stop)
         finally:
             for callback in self.callbacks:
@@ -126,6 +142,7 @@ class Trainer:
         """Wait until all is on disk, and say whether the run was asked to stop before its last step."""
         if stop:
             self._save()
+        self.pulse.enter("stopping")
         self.checkpointer.wait()
         self._announce_checkpoints()
         self.context.barrier()  # no rank leaves as if all were well before the main process has seen it whole
@@ -149,15 +166,21 @@ class Trainer:
             self.context,
             step=before.step,
             consumed=before.consumed_samples,
-            own=lambda: OwnSigns(stop=self.requests.own()),
+            own=lambda: OwnSigns(stop=self.requests.own(), busy_seconds=self._busy_seconds),
             limits=tightest([guard.limits() for guard in self.guards]),
             lr_factor=before.lr_factor,
             monitors=self.monitors,
+            clock=self._clock,
         )
+        self._busy_seconds = self._clock.take()
         consumed = before.consumed_samples + self.config.training.global_batch_size
         self.progress = replace(before, step=before.step + 1, consumed_samples=consumed)
         self.requests.limit.stepped()
         event = self._event(report, before.consumed_samples, time.perf_counter() - start)
+        self.pulse.beat(self.step, samples=consumed, loss=report.losses.loss)
+        if self.context.is_main:
+            for line in self.stragglers.observe(self.step, report.agreement.busy_seconds, event.seconds):
+                print(line, file=sys.stderr, flush=True)
         for callback in self.callbacks:
             callback.on_step(self, event)
         return event
@@ -188,6 +211,7 @@ class Trainer:
 
     def _validate(self) -> int:
         """Losses of all validation sets, for the callbacks; or the request to stop that cut them short."""
+        self.pulse.enter("validating")
         gather_parameters(self.state.model, self.config.parallel)
         try:
             reports = {
@@ -204,6 +228,7 @@ class Trainer:
 
     def _go_on(self) -> None:
         """Raise on all ranks if one was asked to stop."""
+        self.pulse.beat()
         if stop := any_asks(self.requests.own(), self.context):
             raise _CutShortError(stop)
 
@@ -211,6 +236,7 @@ class Trainer:
         """Save, unless this very step is saved already."""
         if self._saved_step == self.step:
             return
+        self.pulse.enter("saving")
         gather_parameters(self.state.model, self.config.parallel)
         self.progress = replace(
             self.progress,
