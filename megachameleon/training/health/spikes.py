@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 NORMAL_PER_MAD = 1.4826
 """Standard deviation of a normal distribution, in its median absolute deviations."""
-LEAST_DEVIATION = 0.01
-"""One deviation is never taken for less: of the median for the loss, of one for the logarithm of a gradient norm. A run
-whose loss hardly moves would otherwise call every ripple a spike."""
+LEAST_LOSS_DEVIATION = 0.01
+"""Of the median loss: one deviation is never taken for less. A run whose loss hardly moves would otherwise call every
+ripple a spike."""
+LEAST_NORM_DEVIATION = 0.2
+"""The same for the logarithm of the gradient norm. With ten deviations no norm below 7 times the median is a spike;
+single batches of ordinary runs reach 6 times (docs/stability.md)."""
 
 
 def upper_limit(values: Sequence[float], deviations: float, least: float) -> float:
@@ -100,9 +103,9 @@ class SpikeGuard(Guard):
         if len(self.losses) < self.config.spike_window // 2:
             return StepLimits()
         deviations = self.config.spike_deviations
-        loss = upper_limit(self.losses, deviations, LEAST_DEVIATION * abs(median(self.losses)))
+        loss = upper_limit(self.losses, deviations, LEAST_LOSS_DEVIATION * abs(median(self.losses)))
         # Gradient norms vary by factors, not by amounts: their logarithms are what is about normal.
-        log_norm = upper_limit([math.log(norm) for norm in self.grad_norms], deviations, LEAST_DEVIATION)
+        log_norm = upper_limit([math.log(norm) for norm in self.grad_norms], deviations, LEAST_NORM_DEVIATION)
         return StepLimits(loss=loss, grad_norm=math.exp(min(log_norm, 700.0)))
 
     def _accept(self, event: "StepEvent") -> None:
