@@ -20,7 +20,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu check format lint types clean clean-demo
+TRIALS ?= 200
+
+.PHONY: help demo test test-slow test-faults test-gpu check format lint types clean clean-demo
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +35,9 @@ test: $(DEVELOPMENT)  ## the tests (a few minutes)
 
 test-slow: $(DEVELOPMENT)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+test-faults: $(DEVELOPMENT)  ## kill, signal, starve and damage runs at random moments (200 trials, about half an hour; TRIALS=20)
+	$(BIN)/python tests/faults/harness.py --trials $(TRIALS)
 
 test-gpu: $(DEVELOPMENT)  ## the tests that need a GPU; they say what they lack
 	MEGACHAMELEON_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu -rs $(PYTEST_FLAGS)
