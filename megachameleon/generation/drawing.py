@@ -33,11 +33,28 @@ def draw(
     Raises:
         ValueError: a caption is too long to leave room for a picture.
     """
+    codes = draw_codes(
+        stepper, vocabulary, text_tokenizer, prompts, settings, replicas=replicas, on_finished=on_finished
+    )
+    return decode_pictures(codes, image_tokenizer)
+
+
+def draw_codes(
+    stepper: Stepper,
+    vocabulary: Vocabulary,
+    text_tokenizer: TextTokenizer,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    *,
+    replicas: Any | None = None,
+    on_finished: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """The codes of the pictures of `draw`, int64 [prompts, codes_per_image], counted from 0."""
     settings = replace(settings, modality="image", max_pictures=1, max_new_tokens=vocabulary.image_length)
     ids = [[vocabulary.bos, *text_tokenizer.encode(prompt)] for prompt in prompts]
     drawn = generate_shared(stepper, vocabulary, ids, settings, replicas=replicas, on_finished=on_finished)
     codes = np.array([row[1:-1] for row in drawn], dtype=np.int64).reshape(-1, vocabulary.codes_per_image)
-    return decode_pictures(codes - vocabulary.image_code_start, image_tokenizer)
+    return codes - vocabulary.image_code_start
 
 
 def describe(

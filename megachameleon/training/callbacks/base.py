@@ -1,5 +1,6 @@
 """The events of a run that callbacks may listen to. All processes call them; each callback decides who acts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,16 @@ class Callback:
 
     def on_validation(self, trainer: "Trainer", step: int, reports: dict[str, LossReport]) -> None:
         """After a validation, with the losses of each set."""
+
+    def on_drawing(
+        self,
+        trainer: "Trainer",
+        step: int,
+        prompts: Sequence[str],
+        pictures: Sequence[Any],
+        values: dict[str, float],
+    ) -> None:
+        """When pictures (PIL) were drawn for prompts at a validation, with what there is to say of their codes."""
 
     def on_checkpoint(self, trainer: "Trainer", step: int, path: str) -> None:
         """When a checkpoint has become visible; on the main process only."""

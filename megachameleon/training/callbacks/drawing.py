@@ -1,4 +1,4 @@
-"""Pictures that the model draws at every validation: on disk, and in TensorBoard."""
+"""Pictures that the model draws at every validation: on disk, and handed to the other callbacks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,8 @@ from megachameleon.checkpoint.folder import checkpoint_name
 from megachameleon.config import RunConfig
 from megachameleon.files import write_json
 from megachameleon.training.callbacks.base import Callback
-from megachameleon.training.callbacks.tensorboard import TENSORBOARD_FOLDER
 from megachameleon.training.losses import LossReport
+from megachameleon.training.monitors.picture_codes import describe_codes
 
 if TYPE_CHECKING:
     from megachameleon.training.trainer import Trainer
@@ -35,7 +35,6 @@ class Drawing(Callback):
         self.text_tokenizer = TextTokenizer.load(Path(config.data.tokenizer))
         self.image_tokenizer = ImageTokenizer.load(Path(config.data.image_tokenizer))
         self.folder = Path(config.output_dir)
-        self.writer: Any = None
         vocabulary = self.text_tokenizer.vocabulary
         mine = (self.image_tokenizer.num_codes, tuple(self.image_tokenizer.grid))
         theirs = (vocabulary.num_image_codes, vocabulary.image_grid)
@@ -52,19 +51,11 @@ class Drawing(Callback):
                     f"model.context_length={config.model.context_length}; shorten it"
                 )
 
-    def on_start(self, trainer: "Trainer") -> None:
-        """Open TensorBoard if it is wanted."""
-        if trainer.context.is_main and trainer.config.logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(
-                str(self.folder / TENSORBOARD_FOLDER), purge_step=trainer.step + 1, filename_suffix=".pictures"
-            )
-
     def on_validation(self, trainer: "Trainer", step: int, reports: dict[str, LossReport]) -> None:
         """Draw."""
-        from megachameleon.generation.drawing import draw
+        from megachameleon.generation.drawing import draw_codes
         from megachameleon.generation.model_steppers import CachedStepper
+        from megachameleon.generation.rendering import decode_pictures
         from megachameleon.generation.sampling import SamplingSettings
         from megachameleon.generation.settings import GenerationSettings
 
@@ -74,28 +65,25 @@ class Drawing(Callback):
             guidance=drawing.guidance,
             seed=drawing.seed,
         )
-        pictures = draw(
+        codes = draw_codes(
             CachedStepper(trainer.state.model, trainer.config.model.context_length),
             trainer.data.vocabulary,
             self.text_tokenizer,
-            self.image_tokenizer,
             drawing.prompts,
             settings,
             replicas=trainer.context.groups.dp,
         )
+        pictures = decode_pictures(codes, self.image_tokenizer)
         if trainer.context.is_main:
             self._save(step, drawing.prompts, pictures)
-
-    def on_end(self, trainer: "Trainer") -> None:
-        """Close TensorBoard."""
-        if self.writer is not None:
-            self.writer.close()
+        counts = np.bincount(codes.ravel(), minlength=self.image_tokenizer.num_codes)
+        values = describe_codes(counts.tolist(), "drawn_codes")
+        for callback in trainer.callbacks:
+            callback.on_drawing(trainer, step, drawing.prompts, pictures, values)
 
     def _save(self, step: int, prompts: tuple[str, ...], pictures: list[Any]) -> None:
         folder = self.folder / SAMPLES_FOLDER / checkpoint_name(step)
         folder.mkdir(parents=True, exist_ok=True)
-        for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+        for i, picture in enumerate(pictures):
             picture.save(folder / f"{i:02d}.png")
-            if self.writer is not None:
-                self.writer.add_image(f"drawn/{prompt}", np.asarray(picture), step, dataformats="HWC")
         write_json(folder / PROMPTS_FILE, list(prompts))

@@ -2,12 +2,16 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megachameleon.files import write_text
 from megachameleon.training.callbacks.base import Callback, StepEvent
+from megachameleon.training.callbacks.throughput import Throughput
+from megachameleon.training.callbacks.values import step_values
+from megachameleon.training.health.guards import Verdict
 from megachameleon.training.losses import LossReport
 
 if TYPE_CHECKING:
@@ -17,10 +21,11 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(Callback):
-    """Appends every step and every validation. On resume, lines of steps that will be done again are dropped."""
+    """Appends every step, validation, drawing and trouble. On resume, lines of steps that will be done again are
+    dropped, except those of trouble, which tell why."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / METRICS_FILE
+    def __init__(self, throughput: Throughput, folder: Path) -> None:
+        self.throughput, self.path = throughput, folder / METRICS_FILE
 
     def on_start(self, trainer: "Trainer") -> None:
         """Drop what an interrupted run wrote after its last checkpoint."""
@@ -31,23 +36,29 @@ class MetricsFile(Callback):
 
     def on_step(self, trainer: "Trainer", event: StepEvent) -> None:
         """Write a line of kind `train`."""
-        values = {
-            "kind": "train",
-            "step": event.step,
-            **asdict(event.report.losses),
-            "grad_norm": event.report.grad_norm,
-            "lr": event.report.lr,
-            "tokens": event.tokens,
-            "seconds": round(event.seconds, 4),
-            "tokens_per_second": round(event.tokens_per_second, 1),
-            "memory_mb": round(event.memory_bytes / 1e6, 1),
-        }
-        self._append(trainer, values)
+        values = {"kind": "train", "step": event.step, **step_values(event, self.throughput)}
+        self._append(trainer, values | ({"skipped": event.report.skipped} if event.report.skipped else {}))
+
+    def on_trouble(self, trainer: "Trainer", event: StepEvent, verdict: Verdict) -> None:
+        """Write a line of kind `trouble`, with the samples that were read."""
+        values = {"kind": "trouble", "step": event.step, "action": verdict.action, "reason": verdict.reason}
+        self._append(trainer, {**values, "skipped": event.report.skipped, "samples": list(event.samples)})
 
     def on_validation(self, trainer: "Trainer", step: int, reports: dict[str, LossReport]) -> None:
         """Write a line of kind `validation` for each set."""
         for name, report in reports.items():
             self._append(trainer, {"kind": "validation", "step": step, "dataset": name, **asdict(report)})
+
+    def on_drawing(
+        self,
+        trainer: "Trainer",
+        step: int,
+        prompts: Sequence[str],
+        pictures: Sequence[Any],
+        values: dict[str, float],
+    ) -> None:
+        """Write a line of kind `drawing`."""
+        self._append(trainer, {"kind": "drawing", "step": step, "pictures": len(pictures), **values})
 
     def _append(self, trainer: "Trainer", values: dict[str, Any]) -> None:
         if trainer.context.is_main:
@@ -57,8 +68,9 @@ class MetricsFile(Callback):
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinite for a line that a crash cut short."""
+    """The step of a line; 0 for trouble, which stays, and infinite for a line that a crash cut short."""
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        return 0 if values["kind"] == "trouble" else values["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf

@@ -1,16 +1,20 @@
-"""What the person at the terminal sees: a header, a progress bar with an ETA, a line now and then."""
+"""What the person at the terminal sees: a header, then a live panel; lines where there is no terminal."""
 
 import contextlib
 import math
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 
-from megachameleon.console import ProgressTask, progress_bar
 from megachameleon.model.kernels.table import describe_kernels
 from megachameleon.training.callbacks.base import Callback, StepEvent
+from megachameleon.training.callbacks.panel import PanelState, panel
+from megachameleon.training.callbacks.throughput import Throughput
+from megachameleon.training.callbacks.values import step_values
+from megachameleon.training.health.guards import Verdict
 from megachameleon.training.losses import LossReport
 
 if TYPE_CHECKING:
@@ -18,15 +22,17 @@ if TYPE_CHECKING:
 
 
 class Terminal(Callback):
-    """Rank 0 only. Without a terminal it prints a line every `log_every` steps instead of a bar."""
+    """Rank 0 only. Without a terminal it prints a line every `log_every` steps instead of a panel."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar: ProgressTask | None = None
+    def __init__(self, throughput: Throughput, console: Console | None = None) -> None:
+        self.throughput = throughput
+        self._console = console or Console(stderr=True)
         self._stack = contextlib.ExitStack()
+        self.state: PanelState | None = None
+        """None on other ranks, and before the start."""
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Print what will run and start the bar."""
+        """Print what will run and show the panel."""
         if not trainer.context.is_main:
             return
         config, context = trainer.config, trainer.context
@@ -40,32 +46,57 @@ class Terminal(Callback):
         for row in describe_kernels(config.kernels, trainer.kernels):
             table.add_row(*row)
         self._console.print(table)
-        self._bar = self._stack.enter_context(progress_bar("training", config.training.num_steps, done=trainer.step))
+        self.state = PanelState(title=config.output_dir, step=trainer.step, num_steps=config.training.num_steps)
+        if self._console.is_terminal:
+            live = Live(get_renderable=self._frame, console=self._console, refresh_per_second=2)
+            self._stack.enter_context(live)
 
     def on_step(self, trainer: "Trainer", event: StepEvent) -> None:
-        """Advance the bar."""
-        if self._bar is None:
+        """Renew the numbers; between the steps that measure more, those stay."""
+        if self.state is None:
             return
-        losses = event.report.losses
-        parts = {"text": losses.loss_text, "image": losses.loss_image}
-        by_modality = ", ".join(f"{name} {value:.3f}" for name, value in parts.items() if math.isfinite(value))
-        note = f"loss {losses.loss:.3f} ({by_modality}) {event.tokens_per_second:,.0f} tok/s"
-        self._bar.advance()
-        self._bar.note(note)
-        if not self._console.is_terminal and event.step % trainer.config.training.log_every == 0:
-            print(f"step {event.step}/{trainer.config.training.num_steps} {note}", file=sys.stderr, flush=True)
+        self.state.step = event.step
+        self.state.values |= step_values(event, self.throughput)
+        if event.step % trainer.config.training.log_every == 0:
+            self._line(f"step {event.step}/{self.state.num_steps} {_summary(self.state.values)}")
 
     def on_validation(self, trainer: "Trainer", step: int, reports: dict[str, LossReport]) -> None:
-        """Print the validation losses."""
-        if self._bar is not None and reports:
+        """Show the validation losses."""
+        if self.state is not None and reports:
             shown = ", ".join(f"{name} {report.loss:.3f}" for name, report in reports.items())
-            self._console.print(f"step {step} validation: {shown}", highlight=False)
+            self.state.validation = f"at step {step}: {shown}"
+            self._line(f"step {step} validation: {shown}")
 
     def on_checkpoint(self, trainer: "Trainer", step: int, path: str) -> None:
         """Say where the checkpoint is."""
-        if self._bar is not None:
-            self._console.print(f"step {step} checkpoint: {path}", highlight=False)
+        if self.state is not None:
+            self.state.checkpoint = f"at step {step}: {path}"
+            self._line(f"step {step} checkpoint: {path}")
+
+    def on_trouble(self, trainer: "Trainer", event: StepEvent, verdict: Verdict) -> None:
+        """Say what is wrong, and what is done about it."""
+        if self.state is not None:
+            what = "; ".join(part for part in (event.report.skipped, verdict.reason) if part)
+            done = "update left out" if event.report.skipped and verdict.action == "continue" else verdict.action
+            first, last = event.samples
+            text = f"step {event.step}, samples {first} to {last - 1}: {what} ({done})"
+            self.state.warnings.append(text)
+            self._line(f"warning: {text}")
 
     def on_end(self, trainer: "Trainer") -> None:
-        """Close the bar."""
+        """Leave the last frame where it is."""
         self._stack.close()
+
+    def _frame(self) -> RenderableType:
+        assert self.state is not None
+        return panel(self.state)
+
+    def _line(self, text: str) -> None:
+        if not self._console.is_terminal:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _summary(values: dict[str, float]) -> str:
+    parts = {"text": values["loss_text"], "image": values["loss_image"]}
+    by_modality = ", ".join(f"{name} {value:.3f}" for name, value in parts.items() if math.isfinite(value))
+    return f"loss {values['loss']:.3f} ({by_modality}) {values['tokens_per_second']:,.0f} tok/s"
