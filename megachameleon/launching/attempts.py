@@ -10,8 +10,10 @@ from megachameleon.launching.failures import FINISHED, STOPPED
 from megachameleon.training.stopping import FILE_FOUND, describe_stop
 
 ATTEMPTS_FILE = "attempts.jsonl"
+RUNNING = "is running"
+"""What stands in the file while an attempt runs."""
 CUT_OFF = "was cut off with its job: a dead node, or SLURM ended it before it could save"
-"""What stands in the file while an attempt runs, and stays when nobody lived to say more."""
+"""What the next attempt writes in its place when nobody lived to say more."""
 BAD_INPUT = 2
 
 

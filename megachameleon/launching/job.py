@@ -16,7 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from megachameleon.files import read_json, write_json
-from megachameleon.launching.attempts import CUT_OFF, Attempt, decide, newest_step, read_attempts, write_attempts
+from megachameleon.launching.attempts import (
+    CUT_OFF,
+    RUNNING,
+    Attempt,
+    Decision,
+    decide,
+    newest_step,
+    read_attempts,
+    write_attempts,
+)
 from megachameleon.launching.failures import FINISHED, STOPPED
 from megachameleon.launching.inspection import build_parser, exclude, inspect, read_excluded
 from megachameleon.launching.records import FAILED, Outcome, outcome
@@ -77,8 +86,12 @@ def keep(arguments: argparse.Namespace) -> int:
         return FINISHED
     job = this_job()
     attempts = read_attempts(run)
-    if attempts and attempts[-1].line == CUT_OFF:
-        attempts[-1] = replace(attempts[-1], after=newest_step(run))
+    if attempts and attempts[-1].line == RUNNING:
+        attempts[-1] = replace(attempts[-1], line=CUT_OFF, after=newest_step(run))
+        write_attempts(run, attempts)
+        decision = judge(attempts, arguments)
+        if decision.action == "alert" and attempts[-1].submission == submission(job):
+            return call_a_person(job, run, decision, FAILED, arguments)  # SLURM alone would requeue for ever
     if attempts:
         say(f"attempt {len(attempts) + 1}; {attempts[-1].job} ended: {attempts[-1].line}")
     attempts.append(attempt(job, run, attempts, arguments))
@@ -90,7 +103,7 @@ def keep(arguments: argparse.Namespace) -> int:
 def conclude(job: Job, run: Path, attempts: list[Attempt], arguments: argparse.Namespace) -> int:
     """Finish, go on or raise the alarm; returns the batch script's exit status."""
     last = attempts[-1]
-    decision = decide(attempts, max_attempts=arguments.max_attempts, max_idle=arguments.max_idle)
+    decision = judge(attempts, arguments)
     if decision.action == "finish":
         write_json(run / DONE_FILE, {**finished(run), digest(arguments.training): last.after})
         return FINISHED
@@ -98,12 +111,27 @@ def conclude(job: Job, run: Path, attempts: list[Attempt], arguments: argparse.N
         say(f"not started again: {decision.reason}")
         return last.status
     if decision.action == "alert":
-        say(f"not started again: {decision.reason}")
-        alert(arguments.alert_command, f"{run}: job {job.id} needs a person: {decision.reason}")
-        return FAILED if last.status == STOPPED else last.status
+        return call_a_person(job, run, decision, FAILED if last.status == STOPPED else last.status, arguments)
     say(f"again: {decision.reason}")
     go_on(job, arguments, leaves_nodes=last.line.startswith(BAD_NODES))
     return last.status
+
+
+def judge(attempts: list[Attempt], arguments: argparse.Namespace) -> Decision:
+    """What becomes of the job, by the limits of the command line."""
+    return decide(attempts, max_attempts=arguments.max_attempts, max_idle=arguments.max_idle)
+
+
+def call_a_person(job: Job, run: Path, decision: Decision, status: int, arguments: argparse.Namespace) -> int:
+    """Say that the job does not go on by itself; returns the exit status."""
+    say(f"not started again: {decision.reason}")
+    alert(arguments.alert_command, f"{run}: job {job.id} needs a person: {decision.reason}")
+    return status
+
+
+def submission(job: Job) -> str:
+    """The job that a person submitted: this one, or the one that it follows."""
+    return os.environ.setdefault(SUBMISSION, job.id)
 
 
 def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Namespace) -> Attempt:
@@ -113,7 +141,7 @@ def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Nam
     logs.mkdir(parents=True, exist_ok=True)
     say(f"job {job.name} on {', '.join(job.hosts)}, meeting at port {master_port(job)}: logs of ranks in {logs}")
     now = Attempt(
-        submission=os.environ.setdefault(SUBMISSION, job.id), job=job.name, status=FAILED, line=CUT_OFF, before=before,
+        submission=submission(job), job=job.name, status=FAILED, line=RUNNING, before=before,
         after=before, hosts=job.hosts, seconds=0.0,
     )  # fmt: skip
     write_attempts(run, [*earlier, now])

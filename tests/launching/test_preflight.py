@@ -59,16 +59,8 @@ def test_a_renamed_field_is_asked_by_its_old_name(tmp_path, monkeypatch):
 
 
 def gpu(**changes):
-    fields = {
-        "index": 0,
-        "name": "H100",
-        "celsius": 35.0,
-        "used_mib": 4.0,
-        "total_mib": 81559.0,
-        "max_clock_mhz": 1980.0,
-        "ecc_errors": 0,
-    }
-    return Gpu(**{**fields, **changes})
+    fields = {"index": 0, "name": "H100", "celsius": 35.0, "used_mib": 4.0, "total_mib": 81559.0}
+    return Gpu(**{**fields, "max_clock_mhz": 1980.0, "ecc_errors": 0, **changes})
 
 
 def checks(count=4, **changes):
