@@ -3,9 +3,10 @@
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -91,8 +92,6 @@ class Allocations:
         entry = [part, size]
         self._part_of[storage] = (entry, weakref.finalize(storage, self._free, entry))
         self._move(part, size)
-        if self._total > self._highest:
-            self._highest, self.peak = self._total, dict(self.live)
 
     def assign(self, tensor: Tensor, part: Part) -> None:
         """Count the storage of a tensor under another part."""
@@ -110,6 +109,13 @@ class Allocations:
         """Look for the peak from here on."""
         self._highest, self.peak = self._total, dict(self.live)
 
+    def resized(self, storage: Any) -> None:
+        """Count a storage by its size of now; recomputation frees and fills outputs in this way."""
+        if storage in self._part_of:
+            entry, _ = self._part_of[storage]
+            before, entry[1] = entry[1], storage.nbytes()
+            self._move(entry[0], entry[1] - before)
+
     def _change(self, entry: list[Any], part: Part) -> None:
         self.live[entry[0]] -= entry[1]
         self.live[part] += entry[1]
@@ -121,6 +127,8 @@ class Allocations:
     def _move(self, part: Part, size: int) -> None:
         self.live[part] += size
         self._total += size
+        if self._total > self._highest:
+            self._highest, self.peak = self._total, dict(self.live)
 
 
 class Watch(TorchDispatchMode):
@@ -137,6 +145,7 @@ class Watch(TorchDispatchMode):
         self.traffic: Traffic = {}
         self._axes, self._pretend = axes, pretend
         self._parts: list[Part] = ["buffers"]
+        self._resizing = ExitStack()
 
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
@@ -165,6 +174,21 @@ class Watch(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def __enter__(self) -> Self:
+        resize = torch.UntypedStorage.resize_
+
+        def counted(storage: Any, size: int) -> Any:
+            result = resize(storage, size)
+            self.memory.resized(storage)
+            return result
+
+        self._resizing.enter_context(patch.object(torch.UntypedStorage, "resize_", counted))
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._resizing.close()
+        super().__exit__(*raised)
 
     def _leave(self) -> None:
         self._parts.pop()

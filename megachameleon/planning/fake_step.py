@@ -8,6 +8,7 @@ Tensors are the CPU's, because torch cannot run backward for a device that it wa
 for the difference. Each row of a batch is one document.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -147,6 +148,7 @@ def run_step(
     """Train one step of some micro-batches; returns what it sent. `watch` then has the peak of this step."""
     size = config.training.micro_batch_size * context.data_parallel * micro_batches
     config = replace(config, training=replace(config.training, global_batch_size=size))
+    gc.collect()
     watch.memory.assign_all("activations", "buffers")  # what outlives a step
     watch.memory.forget_peak()
     watch.traffic = {}
@@ -208,9 +210,7 @@ def _countable(config: RunConfig, *, like_cuda: bool) -> Kernels:
     plain: dict[str, Any] = {name: "auto" for name in OPERATIONS if getattr(asked, name) not in ("reference", "torch")}
     kernels = choose_kernels(replace(asked, **plain, fp8="none", userbuffers=False), "cpu")
     kernels = replace(kernels, attention=_PlansOnRealTensors(kernels.attention))
-    return (
-        kernels_like_cuda(kernels, config.model.vocab_size // config.parallel.tensor_parallel) if like_cuda else kernels
-    )
+    return kernels_like_cuda(kernels, config) if like_cuda else kernels
 
 
 class _PlansOnRealTensors:

@@ -15,17 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megachameleon.config import RunConfig
 from megachameleon.model.kernels import chunked_head, linear
 from megachameleon.model.kernels.chunked_head import GPU_SIZES, BlockSizes, ChunkedHead
 from megachameleon.model.kernels.table import Kernels
 
 
-def kernels_like_cuda(kernels: Kernels, vocabulary_rows: int) -> Kernels:
-    """Kernels of `torch` that allocate as on CUDA; the plain ones are the same on both.
-
-    Args:
-        vocabulary_rows: of the head's weight on this rank.
-    """
+def kernels_like_cuda(kernels: Kernels, config: RunConfig) -> Kernels:
+    """Kernels of `torch` that allocate as on CUDA; the plain ones are the same on both."""
     chosen = kernels.resolved
     changes: dict[str, Any] = {}
     if chosen.norm == "torch":
@@ -33,8 +30,10 @@ def kernels_like_cuda(kernels: Kernels, vocabulary_rows: int) -> Kernels:
     if chosen.qk_norm == "torch":
         changes["head_norm"] = lambda x, weight, bias, eps: _OneKernelNorm.apply(x, weight, bias)
     if chosen.loss == "torch":
-        # CUDA holds logits of a chunk and their gradient; here the second half is an fp32 copy of a block of bf16.
-        blocks = BlockSizes(tokens=GPU_SIZES.tokens, vocabulary=max(vocabulary_rows // 2, 1))
+        # CUDA holds logits of a chunk and their gradient; here an fp32 copy of a block stands for the latter.
+        rows = config.model.vocab_size // config.parallel.tensor_parallel
+        block = rows if config.training.precision == "fp32" else max(rows // 2, 1)
+        blocks = BlockSizes(tokens=GPU_SIZES.tokens, vocabulary=block)
         changes["head_loss"] = _PassingHead(blocks)
     return replace(kernels, **changes)
 

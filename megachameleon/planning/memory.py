@@ -6,7 +6,7 @@ of an element. The formulas of a layer are those of Korthikanti et al. (arXiv 22
 like theirs; tests hold them against what our dry run counts.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from megachameleon.planning.communication import HEAD_TOKENS, stage_parameters
 from megachameleon.planning.shapes import Layout, TransformerShape
@@ -39,18 +39,25 @@ class MemoryParts:
 
 
 def memory_of(shape: TransformerShape, layout: Layout, stage: int = 0) -> MemoryParts:
-    """The peak on each rank of a pipeline stage. Padding of buffers, norms and biases (about 1e-4) are left out."""
+    """The peak on each rank of a pipeline stage. Padding of buffers, norms and biases (about 1e-4) are left out.
+
+    Most is allocated when as many micro-batches are in flight as there can be, and either the head works or backward
+    passes the activation function of the last feed-forward layer.
+    """
     parameters = stage_parameters(shape, layout, stage)
     held = parameters / layout.replicas if layout.fully_sharded else parameters
     masters = 0 if layout.precision == "fp32" else MASTER_BYTES
-    last = stage == layout.pipeline_parallel - 1
+    kept = _kept(shape, layout, stage)
+    at_head, passing = _at_head(shape, layout, kept), _in_backward(shape, layout, stage, kept)
+    has_head = stage == layout.pipeline_parallel - 1
+    activations, head, buffers = max(at_head, passing, key=sum) if has_head else passing
     return MemoryParts(
         weights=held * layout.weight_bytes,
         gradients=held * layout.gradient_bytes,
         optimizer=parameters * (OPTIMIZER_BYTES + masters) / layout.optimizer_shards,
-        activations=_activations(shape, layout, stage),
-        head=_head(shape, layout) if last else 0.0,
-        buffers=_buffers(shape, layout),
+        activations=activations,
+        head=head,
+        buffers=buffers + _gathered(shape, layout),
     )
 
 
@@ -81,7 +88,8 @@ def _attention(shape: TransformerShape, layout: Layout) -> float:
     """Queries, keys and values before and after their norm, the output, and what the softmax leaves, of one token."""
     h, k, e, heads = shape.hidden_size, shape.key_value_size, layout.weight_bytes, shape.num_attention_heads
     before_norm = (h + k) * shape.qk_norm
-    kept = e * (before_norm + 2 * h + 2 * k * layout.context_parallel)
+    statistics = 8 * (heads + shape.num_query_groups) * shape.qk_norm  # mean and deviation in fp32
+    kept = statistics + e * (before_norm + 2 * h + 2 * k * layout.context_parallel)
     if layout.attention == "flash":
         return kept + 4 * heads
     if layout.recompute == "selective" and "core_attn" in layout.recompute_modules:
@@ -96,27 +104,44 @@ def _feed_forward(shape: TransformerShape, layout: Layout) -> float:
     return layout.weight_bytes * shape.ffn_matrices * shape.ffn_hidden_size
 
 
-def _activations(shape: TransformerShape, layout: Layout, stage: int) -> float:
+def _states(shape: TransformerShape, layout: Layout) -> float:
+    """Hidden states of a micro-batch on one rank, outside of tensor-parallel regions."""
     tokens = layout.tokens_of_micro_batch(shape.sequence_length)
-    per_chunk = layout.layers_of_stage(shape.num_layers) / layout.virtual_pipeline_parallel * layer_bytes(shape, layout)
-    output = layout.weight_bytes * shape.hidden_size / layout.activation_split  # sent on, or normed for the head
+    return tokens * layout.weight_bytes * shape.hidden_size / layout.activation_split
+
+
+def _gathered(shape: TransformerShape, layout: Layout) -> float:
+    """The buffer into which linear layers gather a sequence that tensor ranks share."""
+    return _states(shape, layout) * layout.activation_split * layout.sequence_parallel
+
+
+def _kept(shape: TransformerShape, layout: Layout, stage: int) -> float:
+    tokens = layout.tokens_of_micro_batch(shape.sequence_length)
+    layers = layout.layers_of_stage(shape.num_layers) / layout.virtual_pipeline_parallel
     rotary = layout.weight_bytes * shape.head_dim
-    return chunks_in_flight(layout, stage) * tokens * (per_chunk + output + rotary)
+    output = _states(shape, layout)  # sent on, or normed for the head
+    return chunks_in_flight(layout, stage) * (tokens * (layers * layer_bytes(shape, layout) + rotary) + output)
 
 
-def _head(shape: TransformerShape, layout: Layout) -> float:
-    """Logits of a chunk of tokens and their gradient, and the gradient of all hidden states; or logits of all."""
+def _at_head(shape: TransformerShape, layout: Layout, kept: float) -> tuple[float, float, float]:
+    """Activations, head and buffers while the head works on logits: of a chunk of tokens, or of all."""
     e, h = layout.weight_bytes, shape.hidden_size
     tokens = layout.tokens_of_micro_batch(shape.sequence_length)
     rows = shape.vocab_size / layout.tensor_parallel
-    if layout.head == "whole":  # in bf16, their fp32 exponentials, and the gradient
-        return tokens * rows * (2 * e + 4)
+    normed = _states(shape, layout)
+    if layout.head == "whole":  # logits, their fp32 exponentials, and the gradient
+        return kept + normed, tokens * rows * (2 * e + 4), 0.0
     chunk = min(tokens, HEAD_TOKENS)
-    gathered = e * tokens * h * layout.sequence_parallel
-    return 2 * e * chunk * rows + 4 * chunk * h + e * tokens * h + gathered
+    of_chunk = 2 * e * chunk * rows + (4 + e % 4) * chunk * h  # logits and their gradient; that of hidden states
+    whole = e * tokens * h * (1 + layout.sequence_parallel)  # gradient of all hidden states; these, gathered
+    return kept + normed, of_chunk + whole, 0.0
 
 
-def _buffers(shape: TransformerShape, layout: Layout) -> float:
-    e, h = layout.weight_bytes, shape.hidden_size
+def _in_backward(shape: TransformerShape, layout: Layout, stage: int, kept: float) -> tuple[float, float, float]:
+    """Activations, head and buffers while backward is in the last feed-forward layer, its last product done."""
     tokens = layout.tokens_of_micro_batch(shape.sequence_length)
-    return e * tokens * h * layout.sequence_parallel
+    inner = tokens * layout.weight_bytes * shape.ffn_hidden_size / layout.tensor_parallel
+    again = tokens * (layer_bytes(shape, replace(layout, recompute="none")) - layer_bytes(shape, layout))
+    gradients = inner * (4 if shape.gated else 2)  # of the output, of the input, and the activation function of a half
+    sent = _states(shape, layout) * ((stage > 0) + (layout.virtual_pipeline_parallel > 1))
+    return kept + again - inner, 0.0, gradients + sent
