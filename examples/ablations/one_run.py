@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megachameleon.console import FailureError
 from megachameleon.files import write_text
 from megachameleon.training.callbacks.base import Callback, StepEvent
 from megachameleon.training.health.guards import Verdict
@@ -89,8 +90,8 @@ def train_one(spec: RunSpec) -> Path:
     with parallel_context(config.parallel) as context:
         try:
             Trainer(config, context, data, [series]).run()
-        except (FloatingPointError, RuntimeError) as error:
-            ended = f"{type(error).__name__}: {error}"
+        except FailureError as error:
+            ended = str(error)
     shutil.rmtree(spec.folder / "run", ignore_errors=True)
     outcome = {"overrides": list(spec.overrides), "ended": ended, "steps": series.steps, "troubles": series.troubles}
     write_text(spec.outcome, json.dumps(outcome))
