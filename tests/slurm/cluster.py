@@ -66,8 +66,8 @@ PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
 {nodes}
-PartitionName=batch Nodes=ALL Default=YES PriorityTier=10 DefaultTime=10 MaxTime=60 State=UP
-PartitionName=preemptible Nodes=ALL PriorityTier=1 GraceTime=20 PreemptMode=REQUEUE DefaultTime=10 MaxTime=60 State=UP
+PartitionName=batch Nodes=ALL Default=YES PriorityTier=10 DefaultTime=10 MaxTime=2-0 State=UP
+PartitionName=preemptible Nodes=ALL PriorityTier=1 GraceTime=20 PreemptMode=REQUEUE DefaultTime=10 MaxTime=2-0 State=UP
 """
 
 
@@ -234,6 +234,7 @@ class Cluster:
         """Start everything, and wait until all nodes are idle."""
         self.install()
         self._wrap_programs()
+        self.stop()  # what an interrupted run of the tests has left behind
         self._configure()
         self._start_login()
         socket, key = self.prefix / "munge/socket", self.prefix / "munge/key"

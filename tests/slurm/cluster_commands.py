@@ -45,7 +45,7 @@ class Slurm:
         path = self.folder / f"{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 240, job: str = "") -> None:
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 600, job: str = "") -> None:
         """Look until it holds; if it does not, show the job's log."""
         limit = time.monotonic() + seconds
         while not condition():

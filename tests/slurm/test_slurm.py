@@ -15,7 +15,7 @@ from cluster_commands import Slurm
 
 from megachameleon.launching.attempts import read_attempts
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 240
 
 
