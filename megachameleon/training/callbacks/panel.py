@@ -39,9 +39,9 @@ PARTS = ("data", "forward", "backward", "communication", "optimizer")
 def panel(state: PanelState) -> RenderableType:
     """One frame: progress, numbers in columns, then what happened last."""
     values = state.values
-    columns = Table.grid(padding=(0, 3), expand=True)
+    columns = Table.grid(padding=(0, 2), expand=True)
     for _ in range(4):
-        columns.add_column(ratio=1)
+        columns.add_column()
     columns.add_row(
         _column("loss", {label: _number(values.get(name), ".4f") for name, label in LOSSES.items()}),
         _column("norm", {label: _number(values.get(name), ".3g") for name, label in NORMS.items()}),
@@ -97,8 +97,8 @@ def _speed(values: dict[str, float]) -> dict[str, str]:
     cost = values.get("cost")
     return {
         "tokens/s": _number(values.get("tokens_per_second"), ",.0f"),
-        "MFU (causal)": "" if causal is None else f"{causal:.1%}",
-        "MFU (all)": "" if full is None else f"{full:.1%}",
+        "MFU causal": "" if causal is None else f"{causal:.1%}",
+        "MFU full": "" if full is None else f"{full:.1%}",
         "memory": "" if "memory_mb" not in values else f"{values['memory_mb'] / 1e3:.1f} GB",
         "GPU-hours": _number(values.get("gpu_hours"), ",.2f"),
         "cost": "" if cost is None else f"{cost:,.2f}",

@@ -29,10 +29,13 @@ def step_values(event: StepEvent, throughput: Throughput) -> dict[str, float]:
 
 def grouped(values: dict[str, float]) -> dict[str, float]:
     """Names with a group before a stroke, as TensorBoard and its like show them; what is not finite is left out."""
-    return {_with_group(name): value for name, value in values.items() if math.isfinite(value)}
+    groups = {name.partition("/")[0] for name in values if "/" in name}
+    return {_with_group(name, groups): value for name, value in values.items() if math.isfinite(value)}
 
 
-def _with_group(name: str) -> str:
+def _with_group(name: str, groups: set[str]) -> str:
     if "/" in name:
         return name
+    if name in groups:  # the whole, beside its parts
+        return f"{name}/all"
     return f"speed/{name}" if name in SPEED else f"train/{name}"
