@@ -28,8 +28,11 @@ def main(arguments: argparse.Namespace) -> int:
         print(dry_run(config, arguments.world_size, arguments.rank))
         return 0
     from megachameleon.training.run import train
+    from megachameleon.training.stopping import ignore_requests
 
-    return train(config)
+    status = train(config)
+    ignore_requests()
+    return status
 
 
 if __name__ == "__main__":

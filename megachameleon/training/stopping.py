@@ -75,6 +75,15 @@ def listen() -> Iterator[Listener]:
         os.close(reading)
 
 
+def ignore_requests() -> None:
+    """From now on a request changes nothing: for the end of a program, whose exit status is settled.
+
+    Python's shutdown can take seconds, in which SLURM's SIGTERM follows its SIGUSR1 when it pre-empts.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _end_when_repeated(pipe: int) -> None:
     first: dict[int, float] = {}
     while numbers := os.read(pipe, 16):
