@@ -29,13 +29,14 @@ from megachameleon.launching.attempts import (
 from megachameleon.launching.failures import FINISHED, STOPPED
 from megachameleon.launching.inspection import build_parser, exclude, inspect, read_excluded
 from megachameleon.launching.records import FAILED, Outcome, outcome
-from megachameleon.launching.slurm import Job, master_port, requeue, step_words, submit_follow_up, this_job
+from megachameleon.launching.slurm import Job, master_port, requeue, state, step_words, submit_follow_up, this_job
 
 DONE_FILE = "DONE"
 LOG_FOLDER = "logs"
 BAD_NODES = "refused"
 """How the line of an attempt begins that did not train, for its nodes were bad."""
 ALERT_SECONDS = 60
+REQUEUE_SECONDS = 600
 SUBMISSION = "MEGACHAMELEON_SUBMISSION"
 """Names the job that a person submitted, in the environment of its follow-up jobs."""
 
@@ -188,13 +189,32 @@ def run_step(command: list[str]) -> int:
 
 def go_on(job: Job, arguments: argparse.Namespace, *, leaves_nodes: bool) -> None:
     """Requeue the job, or submit a follow-up where that is not allowed, or where it must not get the same nodes."""
-    if not leaves_nodes and requeue(job):
+    if state(job) == "CANCELLED":
+        say("cancelled by a person, and so not started again; submit it again to go on")
+        return
+    if not leaves_nodes and requeued(job):
         time.sleep(ALERT_SECONDS)  # SLURM ends this process meanwhile
         return
     avoided = read_excluded(arguments.exclude_file)
     new = submit_follow_up(job, arguments.script, arguments.training, avoided)
     why = f"without {', '.join(avoided)}" if leaves_nodes else "for requeueing is disabled here"
     say(f"job {new} follows, {why}; what waited for {job.id} waits for it")
+
+
+def requeued(job: Job) -> bool:
+    """Ask until SLURM has requeued the job, or says that this is disabled.
+
+    A pre-empted job is requeued by SLURM itself, which refuses to do it twice and ends this process soon.
+    """
+    limit = time.monotonic() + REQUEUE_SECONDS
+    while True:
+        try:
+            return requeue(job)
+        except RuntimeError as error:
+            say(str(error))
+            if time.monotonic() > limit:
+                raise
+            time.sleep(10)
 
 
 def alert(command: str, message: str) -> None:

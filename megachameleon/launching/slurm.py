@@ -74,12 +74,24 @@ def step_words(job: Job, *, srun_flags: str, inside: str, python: str) -> list[s
     ]  # fmt: skip
 
 
+def state(job: Job) -> str:
+    """SLURM's word for the job now, such as RUNNING, CANCELLED or PREEMPTED."""
+    found = re.search(r"JobState=([A-Z_]+)", ask("scontrol", "show", "job", job.id))
+    return found.group(1) if found else "UNKNOWN"
+
+
 def requeue(job: Job) -> bool:
-    """Have SLURM start this job again under its id; False where the site or `--no-requeue` forbids it."""
+    """Have SLURM start this job again under its id; False where the site or `--no-requeue` forbids it.
+
+    Raises:
+        RuntimeError: it cannot just now, for it is requeueing a pre-empted job itself, or its controller is away.
+    """
     try:
         ask("scontrol", "requeue", job.id)
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        if "disabled" in str(error):
+            return False
+        raise
     return True
 
 

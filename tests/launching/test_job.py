@@ -19,8 +19,9 @@ SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 exec "$@"
 """,
     "scontrol": """
 echo "scontrol $*" >>"$CALLS"
+[[ "$1 $2" == "show job" ]] && echo "JobState=$(cat state 2>/dev/null || echo RUNNING)" && exit
 [[ $1 == show ]] && echo "$3" && exit
-[[ $1 == requeue ]] && { echo disabled >&2; exit 1; }
+[[ $1 == requeue ]] && { echo "operation is presently disabled" >&2; exit 1; }
 exit 0
 """,
     "sbatch": 'echo "sbatch $*" >>"$CALLS"; echo 78',
@@ -108,6 +109,12 @@ def test_a_job_that_is_cut_off_again_and_again_alerts_before_it_trains(keep):
     assert status == 1 and calls[0].startswith("notify ") and "was cut off with its job" in text
     write_attempts(keep.folder, [replace(one, line="died", submission="5"), replace(one, submission="5")])
     assert keep("save(9)", "--max-idle", "2")[0] == 0  # a person has submitted it anew
+
+
+def test_a_cancelled_job_does_not_come_back(keep):
+    (keep.folder.parent / "state").write_text("CANCELLED")
+    status, text, calls = keep("save(9); sys.exit(75)")
+    assert status == 75 and calls == [] and "cancelled by a person" in text
 
 
 def test_a_run_stopped_by_its_file_rests(keep):
