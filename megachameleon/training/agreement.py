@@ -43,17 +43,25 @@ class Agreement:
     loss: float = 0.0
     """The largest of all ranks; they differ by rounding only, unless something is broken."""
     grad_norm: float = 0.0
+    sums: tuple[float, ...] = ()
+    """Those behind the loss, of the rank that has it."""
     busy_seconds: tuple[float, ...] = ()
     """By rank."""
 
 
-NUM_SIGNS = 4
+NUM_SIGNS = 9
+"""Stop, busy seconds, gradient norm, and the six sums of the loss (`losses.report_from_sums`)."""
 
 
-def gather_signs(own: OwnSigns, loss: Tensor, grad_norm: Tensor, context: ParallelContext) -> Tensor:
-    """All ranks' signs, float64 [world_size, 4]: stop, busy seconds, loss, gradient norm."""
+def gather_signs(own: OwnSigns, sums: Tensor, grad_norm: Tensor, context: ParallelContext) -> Tensor:
+    """All ranks' signs, float64 [world_size, 9].
+
+    Args:
+        sums: float64 [6] of `losses.reduce_sums`; equal on all ranks, unless one of them is broken.
+        grad_norm: float32 [], as well.
+    """
     said = torch.tensor([float(own.stop), own.busy_seconds], dtype=torch.float64)
-    mine = torch.cat((said.to(context.device, non_blocking=True), loss.double()[None], grad_norm.double()[None]))
+    mine = torch.cat((said.to(context.device, non_blocking=True), grad_norm.double()[None], sums))
     table = torch.empty(context.world_size * NUM_SIGNS, dtype=torch.float64, device=context.device)
     dist.all_gather_into_tensor(table, mine)
     return table.view(context.world_size, NUM_SIGNS)
@@ -61,21 +69,25 @@ def gather_signs(own: OwnSigns, loss: Tensor, grad_norm: Tensor, context: Parall
 
 def refuses_update(table: Tensor, limits: StepLimits) -> Tensor:
     """Whether the update must be left out, bool [] on the device. NaN is refused, since it is not below any limit."""
-    loss, grad_norm = table[:, 2], table[:, 3]
+    grad_norm, sums = table[:, 2], table[:, 3:]
+    loss = sums[:, :2].sum(1) / sums[:, -2:].sum(1).clamp(min=1)
     sound = loss.isfinite() & grad_norm.isfinite() & (loss <= limits.loss) & (grad_norm <= limits.grad_norm)
     return ~sound.all()
 
 
-def read_agreement(rows: Sequence[float]) -> Agreement:
+def read_agreement(values: Sequence[float]) -> Agreement:
     """From the flattened table, on the host."""
-    columns = [rows[i::NUM_SIGNS] for i in range(NUM_SIGNS)]
-    stop_rank, stop = next(((rank, int(code)) for rank, code in enumerate(columns[0]) if code), (0, 0))
+    rows = [values[start : start + NUM_SIGNS] for start in range(0, len(values), NUM_SIGNS)]
+    stop_rank, stop = next(((rank, int(row[0])) for rank, row in enumerate(rows) if row[0]), (0, 0))
+    losses = [(row[3] + row[4]) / max(row[-2] + row[-1], 1) for row in rows]
+    worst = _largest(losses)
     return Agreement(
         stop=stop,
         stop_rank=stop_rank,
-        busy_seconds=tuple(columns[1]),
-        loss=_largest(columns[2]),
-        grad_norm=_largest(columns[3]),
+        busy_seconds=tuple(row[1] for row in rows),
+        loss=losses[worst],
+        grad_norm=rows[_largest([row[2] for row in rows])][2],
+        sums=tuple(rows[worst][3:]),
     )
 
 
@@ -99,5 +111,6 @@ def why_skipped(agreement: Agreement, limits: StepLimits) -> str | None:
     return None
 
 
-def _largest(values: Sequence[float]) -> float:
-    return next((value for value in values if value != value), max(values))
+def _largest(values: Sequence[float]) -> int:
+    """Where the first NaN stands, else the first of the largest."""
+    return next((i for i, value in enumerate(values) if value != value), values.index(max(values)))

@@ -252,21 +252,26 @@ def main_thread_frame() -> FrameType | None:
 
 
 def whereabouts(frame: FrameType | None) -> tuple[str, bool]:
-    """The innermost function that is ours or megatron-core's, with file and line, and whether it waits for others.
+    """Where a thread is, and whether it waits for others: its innermost function, and the innermost of this project.
 
     A wait shows as a frame of torch.distributed, or as a line with `.wait(`. On a GPU the host waits for its own device
     too, which may be waiting for others: there the answer says only which line does not come back.
     """
-    place, waiting, innermost = "", False, True
-    while frame is not None:
-        name = frame.f_code.co_filename.replace(os.sep, "/")
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        waiting = waiting or "/torch/distributed/" in name or (innermost and ".wait(" in line)
-        ours = any(package in name for package in ("/megachameleon/", "/megatron/"))
-        if not place and (ours or innermost):
-            place = f"{frame.f_code.co_name} ({name.rpartition('/')[2]}:{frame.f_lineno})"
-        if ours:
-            place = f"{frame.f_code.co_name} ({name.rpartition('/')[2]}:{frame.f_lineno})"
-            break
-        innermost, frame = False, frame.f_back
-    return place or "an unknown place", waiting
+    innermost, ours, waiting = frame, frame, False
+    while ours is not None and not any(package in _file(ours) for package in ("/megachameleon/", "/megatron/")):
+        waiting = waiting or "/torch/distributed/" in _file(ours)
+        ours = ours.f_back
+    if innermost is None:
+        return "an unknown place", False
+    waiting = waiting or ".wait(" in linecache.getline(innermost.f_code.co_filename, innermost.f_lineno)
+    if ours is None or innermost is ours:
+        return _spot(innermost), waiting
+    return _spot(ours) if waiting else f"{_spot(innermost)}, called by {_spot(ours)}", waiting
+
+
+def _file(frame: FrameType) -> str:
+    return frame.f_code.co_filename.replace(os.sep, "/")
+
+
+def _spot(frame: FrameType) -> str:
+    return f"{frame.f_code.co_name} ({_file(frame).rpartition('/')[2]}:{frame.f_lineno})"

@@ -22,6 +22,8 @@ class Progress:
     consumed_samples: int = 0
     """Position in the blend."""
     skipped: tuple[SkippedSamples, ...] = ()
+    rollbacks: int = 0
+    """In the whole run; two to the same checkpoint leave one entry in `skipped`."""
     lr_factor: float = 1.0
     """The schedule's learning rate is multiplied by it; less than 1 after an alarm that asked for it."""
     guards: dict[str, Any] = field(default_factory=dict)

@@ -93,19 +93,18 @@ def train_step(
     for monitor in monitors:
         monitor.after_backward(state)
     lr = set_learning_rate(state.schedule, step + 1, lr_factor)
-    table, norm = _update(state, config, context, sums, own, limits)
+    table = _update(state, config, context, sums, own, limits)
     for monitor in monitors:
         monitor.after_update(state)
     measured, sizes = reduce_monitors(monitors, context)
-    values = torch.cat((sums, norm.double()[None], table.flatten(), measured)).tolist()
-    num_sums, num_signs = sums.numel(), table.numel()
-    agreement = read_agreement(values[num_sums + 1 : num_sums + 1 + num_signs])
-    return StepReport(
-        losses=report_from_sums(values[:num_sums]),
-        grad_norm=values[num_sums],
+    values = torch.cat((table.flatten(), measured)).tolist()
+    agreement = read_agreement(values[: table.numel()])
+    return StepReport(  # from the table alone, so that ranks agree even if one of them computes nonsense
+        losses=report_from_sums(agreement.sums),
+        grad_norm=agreement.grad_norm,
         lr=lr,
         skipped=why_skipped(agreement, limits),
-        monitors=report_monitors(monitors, sizes, values[num_sums + 1 + num_signs :]),
+        monitors=report_monitors(monitors, sizes, values[table.numel() :]),
         agreement=agreement,
     )
 
@@ -117,18 +116,16 @@ def _update(
     sums: torch.Tensor,
     own: Callable[[], OwnSigns],
     limits: StepLimits,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Update the weights if all ranks find the step sound; the table of their signs, and the gradient norm."""
-    num_tokens = sums[-2:].sum()
-    loss = sums[:2].sum() / num_tokens.clamp(min=1)
+) -> torch.Tensor:
+    """Update the weights if all ranks find the step sound; returns the table of their signs."""
     tables: list[torch.Tensor] = []
 
     def refuses(norm: torch.Tensor) -> torch.Tensor:
-        tables.append(gather_signs(own(), loss, norm, context))
+        tables.append(gather_signs(own(), sums, norm, context))
         return refuses_update(tables[0], limits)
 
-    norm = optimizer_step(state.optimizer, config.optimizer.clip_grad, num_tokens, refuses)
-    return tables[0], norm
+    optimizer_step(state.optimizer, config.optimizer.clip_grad, sums[-2:].sum(), refuses)
+    return tables[0]
 
 
 ROUND_MICRO_BATCHES = 32

@@ -13,6 +13,7 @@ from megachameleon.checkpoint.folder import CONFIG_FILE, read_manifest, step_of
 from megachameleon.checkpoint.loading import require_same_model, saved_config, saved_vocabulary
 from megachameleon.config import RunConfig, save_config
 from megachameleon.config.durations import parse_duration
+from megachameleon.console import FailureError
 from megachameleon.data.blending.blending import what_changed
 from megachameleon.model.decoder import build_chunks
 from megachameleon.model.kernels.table import choose_kernels, start_kernels
@@ -29,6 +30,7 @@ from megachameleon.training.health.guards import gravest, tightest
 from megachameleon.training.monitors.build import build_monitors
 from megachameleon.training.progress import Progress
 from megachameleon.training.pulse import Peer, Pulse
+from megachameleon.training.rollback import roll_back
 from megachameleon.training.step import StepReport, TrainingState, train_step, validate
 from megachameleon.training.stopping import Listener, StoppedError, StopRequests, describe_stop
 from megachameleon.training.stragglers import ForwardClock, StragglerWatch
@@ -125,8 +127,9 @@ class Trainer:
             stop = 0
             while self.step < self.config.training.num_steps and not stop:
                 event = self._advance()
-                self._judge(event)
                 stop = event.report.agreement.stop
+                if self._judge(event):
+                    continue
                 if stop or self._due(self.config.checkpoint.every):
                     self._save()
                 if self._due(self.config.training.validate_every) and not stop:
@@ -197,14 +200,34 @@ class Trainer:
             memory_bytes=peak_memory(self.context.device),
         )
 
-    def _judge(self, event: StepEvent) -> None:
-        """Ask the guards, tell the callbacks, and do what they say."""
+    def _judge(self, event: StepEvent) -> bool:
+        """Ask the guards, tell the callbacks, and do what they say; whether the run was rolled back.
+
+        Raises:
+            FailureError: a guard wants the run to stop, on all ranks alike. Nothing is saved.
+        """
         verdict = gravest([guard.judge(event) for guard in self.guards])
         if verdict.reason or event.report.skipped:
             for callback in self.callbacks:
                 callback.on_trouble(self, event, verdict)
         if event.report.skipped and not self.guards:
-            raise FloatingPointError(f"step {event.step}: {event.report.skipped}; the last checkpoint is untouched")
+            raise FailureError(f"step {event.step}: {event.report.skipped}; the last checkpoint is untouched")
+        if verdict.action == "stop":
+            raise FailureError(f"{verdict.reason}; stopped, the last checkpoint is untouched")
+        if verdict.action == "lower_lr":
+            self.progress = replace(self.progress, lr_factor=self.progress.lr_factor * verdict.lr_scale)
+        if verdict.action != "rollback":
+            return False
+        self.pulse.enter("loading")
+        roll_back(self, event, verdict)
+        self._saved_step = self.step
+        for callback in self.callbacks:  # for them it is a new start: what was written of undone steps goes
+            callback.on_end(self)
+        for callback in self.callbacks:
+            callback.on_start(self)
+        self.pulse.enter("training")
+        self.pulse.beat(self.step)
+        return True
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.training.num_steps)
@@ -287,15 +310,16 @@ class Trainer:
                 f"({what_changed(manifest.data_fingerprint, history)}); restore them (a later stage may be appended) "
                 "or choose another output_dir"
             )
-        self._load(checkpoint)
-
-    def _load(self, checkpoint: Path) -> None:
-        self.progress = self.checkpointer.load(checkpoint, self.state)
-        for guard in self.guards:
-            guard.load_state_dict(self.progress.guards.get(guard.name, {}))
+        self.load(checkpoint)
         for callback in self.callbacks:
             if callback.name in self.progress.callbacks:
                 callback.load_state_dict(self.progress.callbacks[callback.name])
+
+    def load(self, checkpoint: Path) -> None:
+        """Take weights, optimizer, progress and what the guards remember from a checkpoint of this run."""
+        self.progress = self.checkpointer.load(checkpoint, self.state)
+        for guard in self.guards:
+            guard.load_state_dict(self.progress.guards.get(guard.name, {}))
 
 
 def require_resumable(checkpoint: Path, config: RunConfig) -> None:
