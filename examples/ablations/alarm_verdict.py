@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.ablations.loss_verdict import LossVerdict, judge_loss
+from megachameleon.training.health.growth import first_alarm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class RunResult:
     troubles: list[dict[str, Any]]
     ended: str
     loss: LossVerdict
+    watched_after: int = 0
+    """Steps before which the early warning did not look."""
 
     @property
     def alarm(self) -> int | None:
@@ -45,6 +48,16 @@ class RunResult:
             return "miss"
         return "hit" if self.alarm < self.loss.moved else "late"
 
+    def alarm_with(self, factor: float) -> int | None:
+        """The step of the first alarm if norms were allowed to grow by `factor`; log Z apart."""
+        watched = self.steps[self.watched_after :]
+        found = []
+        for modality in ("text", "image"):
+            norms = [row.get(f"output_norm/{modality}") or math.nan for row in watched]
+            place = first_alarm([math.log(norm) for norm in norms], math.log(factor))
+            found += [] if place is None else [watched[place]["step"]]
+        return min(found, default=None)
+
     def column(self, name: str) -> list[float]:
         """One series, NaN where it was not finite."""
         return [math.nan if row.get(name) is None else row[name] for row in self.steps]
@@ -61,6 +74,7 @@ def read_result(path: Path, setting: str, seed: int) -> RunResult:
         troubles=outcome["troubles"],
         ended=outcome["ended"],
         loss=judge_loss(losses),
+        watched_after=outcome["watched_after"],
     )
 
 

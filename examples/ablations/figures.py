@@ -71,7 +71,7 @@ def _panel(panel: Panel) -> str:
     for value in _ticks(panel):
         y = place(1, value)[1]
         parts.append(f'<line x2="{PANEL_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
-        parts.append(f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{_label(value)}</text>')
     for step in (1, steps // 2, steps):
         x = place(step, 1)[0]
         parts.append(f'<text x="{x:.1f}" y="{PANEL_HEIGHT + 14}" text-anchor="middle">{step}</text>')
@@ -97,6 +97,11 @@ def _line(line: Line, place: Callable[[float, float], tuple[float, float]]) -> l
         x, y = place(step, values[min(step, len(values)) - 1])
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="none" stroke="#b00020" stroke-width="1.6"/>')
     return parts
+
+
+def _label(value: float) -> str:
+    exponent = round(math.log10(value)) if value > 0 else 0
+    return f"1e{exponent}" if abs(exponent) > 3 and math.isclose(value, 10.0**exponent) else f"{value:g}"
 
 
 def _ticks(panel: Panel) -> list[float]:

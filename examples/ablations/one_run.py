@@ -93,6 +93,13 @@ def train_one(spec: RunSpec) -> Path:
         except FailureError as error:
             ended = str(error)
     shutil.rmtree(spec.folder / "run", ignore_errors=True)
-    outcome = {"overrides": list(spec.overrides), "ended": ended, "steps": series.steps, "troubles": series.troubles}
+    after = config.health.early_warning_after
+    outcome = {
+        "overrides": list(spec.overrides),
+        "watched_after": config.optimizer.warmup_steps if after is None else after,
+        "ended": ended,
+        "steps": series.steps,
+        "troubles": series.troubles,
+    }
     write_text(spec.outcome, json.dumps(outcome))
     return spec.outcome

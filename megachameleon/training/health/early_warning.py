@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from megachameleon.config import HealthConfig
-from megachameleon.training.health.growth import SMOOTHED, GrowthTrend
+from megachameleon.training.health.growth import LASTING, SMOOTHED, GrowthAlarm
 from megachameleon.training.health.guards import Action, Guard, Verdict
 
 if TYPE_CHECKING:
@@ -20,15 +20,12 @@ NORM_LIMIT = math.log(4.0)
 """Growth of the logarithm of an output norm within the second half of the past that is an alarm."""
 LOG_Z_LIMIT = 3.0
 """The same for the distance of log Z from 0, in nats: the partition function is then e³ = 20 times what it was."""
-LASTING = 4
-"""Steps for which growth must stay beyond its limit."""
 
 
 class EarlyWarning(Guard):
     """Watches the output norm of each modality, and log Z, from the end of the learning rate's warm-up on.
 
-    After an alarm the level reached is the new normal of that series: the next alarm comes when it has grown as much
-    again, so a run that keeps growing is told so a few times, not at every step.
+    A run that keeps growing is told so a few times, not at every step: see `GrowthAlarm`.
     """
 
     name = "early_warning"
@@ -41,9 +38,8 @@ class EarlyWarning(Guard):
         """
         after = config.early_warning_after
         self.policy, self.after = config.early_warning, warmup_steps if after is None else after
-        self.trends: dict[str, GrowthTrend] = {}
-        self.beyond: dict[str, int] = {}
-        """Since how many steps growth has been beyond its limit, by series."""
+        self.alarms: dict[str, GrowthAlarm] = {}
+        """By series."""
 
     def judge(self, event: "StepEvent") -> Verdict:
         """Follow the series, and say which have outgrown their past."""
@@ -59,32 +55,23 @@ class EarlyWarning(Guard):
 
     def _follow(self, name: str, value: float) -> str | None:
         """Add the newest value of a series; what is wrong with it, in words."""
-        trend = self.trends.setdefault(name, GrowthTrend())
-        trend.add(value)
-        growth = trend.growth()
-        self.beyond[name] = self.beyond.get(name, 0) + 1 if growth > limit_of(name) else 0
-        if self.beyond[name] < LASTING:
+        told = self.alarms.setdefault(name, GrowthAlarm(limit_of(name))).add(value)
+        if told is None:
             return None
-        now = trend.level()
-        trend.clear()
-        self.beyond[name] = 0
+        growth, level = told
         if name == "log_z":
-            return f"log Z moved by {growth:.1f} to {now:.1f}"
-        return f"{name} grew {math.exp(growth):.1f}-fold to {math.exp(now):.4g}"
+            return f"log Z moved by {growth:.1f} to {level:.1f}"
+        return f"{name} grew {math.exp(growth):.1f}-fold to {math.exp(level):.4g}"
 
     def state_dict(self) -> dict[str, Any]:
         """The past of each series."""
-        return {
-            "beyond": dict(self.beyond),
-            "trends": {name: trend.state_dict() for name, trend in self.trends.items()},
-        }
+        return {name: alarm.state_dict() for name, alarm in self.alarms.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember again."""
-        self.trends, self.beyond = {}, dict(state.get("beyond", {}))
-        for name, past in state.get("trends", {}).items():
-            self.trends[name] = GrowthTrend()
-            self.trends[name].load_state_dict(past)
+        self.alarms = {name: GrowthAlarm(limit_of(name)) for name in state}
+        for name, alarm in self.alarms.items():
+            alarm.load_state_dict(state[name])
 
 
 def watched(report: "StepReport") -> dict[str, float]:

@@ -12,6 +12,8 @@ from typing import Any
 
 SMOOTHED = 16
 """Measurements of which the median is the level now; one outlier, or seven, say nothing."""
+LASTING = 4
+"""Steps together for which growth must be beyond its limit."""
 MOST_ENTRIES = 64
 """Of the past. When they are full, neighbours are joined, so a run of any length is kept at the same cost."""
 
@@ -68,11 +70,41 @@ class GrowthTrend:
         self.pending, self.span = list(state["pending"]), state["span"]
 
 
-def growth_of(values: Sequence[float]) -> list[float]:
-    """`GrowthTrend.growth` after each of `values`, for plots and for choosing limits."""
-    trend, growths = GrowthTrend(), []
-    for value in values:
-        if math.isfinite(value):
-            trend.add(value)
-        growths.append(trend.growth())
-    return growths
+class GrowthAlarm:
+    """Follows one series, and tells when it has outgrown its past for some steps together.
+
+    The level reached is then the new normal: the next alarm comes when it has grown as much again.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.trend = GrowthTrend()
+        self.beyond = 0
+        """Steps together for which growth has been beyond the limit."""
+
+    def add(self, value: float) -> tuple[float, float] | None:
+        """Take in the next measurement. At an alarm: the growth, and the level now."""
+        self.trend.add(value)
+        growth = self.trend.growth()
+        self.beyond = self.beyond + 1 if growth > self.limit else 0
+        if self.beyond < LASTING:
+            return None
+        level = self.trend.level()
+        self.trend.clear()
+        self.beyond = 0
+        return growth, level
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the limit, as JSON."""
+        return {"beyond": self.beyond, "trend": self.trend.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.beyond = state["beyond"]
+        self.trend.load_state_dict(state["trend"])
+
+
+def first_alarm(values: Sequence[float], limit: float) -> int | None:
+    """The place in `values`, from 0, at which a `GrowthAlarm` first tells; None if it never does."""
+    alarm = GrowthAlarm(limit)
+    return next((i for i, value in enumerate(values) if math.isfinite(value) and alarm.add(value)), None)
