@@ -145,7 +145,7 @@ class Watch(TorchDispatchMode):
         self.traffic: Traffic = {}
         self._axes, self._pretend = axes, pretend
         self._parts: list[Part] = ["buffers"]
-        self._resizing = ExitStack()
+        self._patches = ExitStack()
 
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
@@ -183,11 +183,13 @@ class Watch(TorchDispatchMode):
             self.memory.resized(storage)
             return result
 
-        self._resizing.enter_context(patch.object(torch.UntypedStorage, "resize_", counted))
+        self._patches.enter_context(patch.object(torch.UntypedStorage, "resize_", counted))
+        if self._pretend:  # there is nothing to copy, and fake tensors would keep both storages alive
+            self._patches.enter_context(patch.object(torch.UntypedStorage, "copy_", lambda storage, *_: storage))
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
-        self._resizing.close()
+        self._patches.close()
         super().__exit__(*raised)
 
     def _leave(self) -> None:
