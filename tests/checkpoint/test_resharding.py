@@ -238,6 +238,7 @@ def in_precision(state, precision):
 @pytest.mark.parametrize(
     "layout",
     [
+        "DP2",
         "DP2-overlap",
         "TP2-SP",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("DP4", "TP2-SP-PP2-CP2-distributed")),
