@@ -68,4 +68,5 @@ class Slurm:
         self.until(lambda: int(self.field(job, "Restarts")) > 0, "it is requeued", job=job)
         self.until_state(job, "PENDING")
         time.sleep(2)  # in the same second the node would refuse it: its credential was just revoked
-        self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+        # a test that moved the end has shortened the limit of the next life as well
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=20")

@@ -13,7 +13,7 @@ import pytest
 from cluster import trackers
 from cluster_commands import Slurm
 
-from megachameleon.launching.attempts import read_attempts
+from megachameleon.launching.attempts import newest_step, read_attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 240
@@ -85,7 +85,7 @@ def test_a_pre_empted_run_saves_comes_back_and_ends_bit_equal(calm, any_slurm, r
     slurm.let_again(job)
     slurm.until_state(other, "COMPLETED")
     first, second = finish(slurm, job, run, calm)
-    assert first.status == 75 and first.line == "was stopped by SIGUSR1" and 10 <= first.after < STEPS
+    assert first.status == 75 and first.line.startswith("was stopped by SIGUSR1") and 10 <= first.after < STEPS
     assert (second.before, second.status) == (first.after, 0)  # not a step was lost
 
 
@@ -150,6 +150,16 @@ def test_a_stop_file_ends_the_job_for_good(slurm, run_yaml, tmp_path):
     (attempt,) = read_attempts(run)
     assert "the file 'stop'" in attempt.line and attempt.after >= 10
     assert "submit it again to go on" in slurm.log(job)
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(slurm, run_yaml, tmp_path):
+    run = tmp_path / "run"
+    job = slurm.launch(run_yaml, f"output_dir={run}", nodes=1)
+    slurm.until_step(run, 10, job)
+    slurm.call("scancel", job)
+    slurm.until(lambda: processes(job) == [], "all its processes are gone", job=job)
+    assert slurm.field(job, "JobState") == "CANCELLED" and slurm.call("squeue", "--noheader") == ""
+    assert newest_step(run) >= 10  # KillWait was long enough
 
 
 def test_a_chain_runs_stage_after_stage_and_skips_what_is_done(slurm, run_yaml, tmp_path):
