@@ -83,7 +83,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _train(specs: Sequence[RunSpec], jobs: int) -> Iterator[Path]:
-    """Run them in worker processes of one thread each, which train several one after the other: loading torch is slow."""
+    """Run them in worker processes of one thread each; a worker trains several, since loading torch is slow."""
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
     # Process groups that reference cycles keep have threads that spin; a worker ends before they are too many.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=5) as pool:
