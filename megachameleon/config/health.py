@@ -24,8 +24,8 @@ class HealthConfig:
     """After that many steps without an update the level has changed or the run is broken: finite ones roll back, and
     what is not finite stops the run."""
     early_warning: EarlyWarningPolicy = "log"
-    """When output norms or log Z grow out of bounds, which precedes divergence: `log` says so, `lower_lr` multiplies
-    the learning rate by 1/2, `rollback` and `stop` as they say."""
+    """When output norms or log Z grow out of bounds, which precedes divergence: `log` says so, `lower_lr` halves the
+    learning rate, `rollback` goes back to the newest checkpoint before it and halves it too, `stop` ends the run."""
     early_warning_after: int | None = None
     """Steps before which it does not look, since norms rise from their initial values; None: the warm-up."""
 

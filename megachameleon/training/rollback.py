@@ -48,10 +48,15 @@ def roll_back(trainer: "Trainer", event: "StepEvent", verdict: Verdict) -> None:
     if checkpoint is None:
         raise FailureError(f"{verdict.reason}; stopped, since the checkpoint of step {step} is gone")
     rollbacks, end = trainer.progress.rollbacks + 1, event.samples[1]
+    lr_factor = trainer.progress.lr_factor * verdict.lr_scale
     trainer.load(checkpoint)
     skipped = SkippedSamples(first=trainer.progress.consumed_samples, last=end - 1, reason=verdict.reason)
     trainer.progress = replace(
-        trainer.progress, consumed_samples=end, skipped=(*trainer.progress.skipped, skipped), rollbacks=rollbacks
+        trainer.progress,
+        consumed_samples=end,
+        skipped=(*trainer.progress.skipped, skipped),
+        rollbacks=rollbacks,
+        lr_factor=lr_factor,
     )
     try:
         require_enough_samples(trainer.data, trainer.config.training, done=trainer.step, consumed=end)

@@ -22,6 +22,10 @@ LOG_Z_LIMIT = 3.0
 """The same for the distance of log Z from 0, in nats: the partition function is then e³ = 20 times what it was."""
 
 
+LR_SCALE = 0.5
+"""What the policies `lower_lr` and `rollback` multiply the learning rate by: other samples alone stop no growth."""
+
+
 class EarlyWarning(Guard):
     """Watches the output norm of each modality, and log Z, from the end of the learning rate's warm-up on.
 
@@ -51,7 +55,7 @@ class EarlyWarning(Guard):
         action: Action = "continue" if self.policy == "log" else self.policy
         since = max(event.step - SMOOTHED - LASTING, 1)
         reason = f"early warning at step {event.step}: {', '.join(found)}; such growth precedes divergence"
-        return Verdict(action=action, reason=reason, since=since)
+        return Verdict(action=action, reason=reason, since=since, lr_scale=LR_SCALE)
 
     def _follow(self, name: str, value: float) -> str | None:
         """Add the newest value of a series; what is wrong with it, in words."""

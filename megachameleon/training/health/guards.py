@@ -22,8 +22,8 @@ class Verdict:
     """Empty: nothing to say. Otherwise it is logged, whatever the action."""
     since: int | None = None
     """The first step of the trouble, counted from 1: a roll-back takes a checkpoint of before it. None: this step."""
-    lr_scale: float = 0.5
-    """What `lower_lr` multiplies the learning rate by."""
+    lr_scale: float = 1.0
+    """What `lower_lr`, and a roll-back after it has loaded, multiply the learning rate of the run so far by."""
 
 
 class Guard:

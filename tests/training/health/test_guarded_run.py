@@ -144,7 +144,7 @@ def break_weights(trainer, step):
 
 @torch.no_grad()
 def enlarge_outputs(trainer, step):
-    if step == 40:
+    if step == 40 and not trainer.progress.rollbacks:
         for name, parameter in trainer.state.model[0].named_parameters():
             if name.endswith(("linear_fc2.weight", "linear_proj.weight")):
                 parameter.mul_(8)
@@ -180,14 +180,15 @@ def test_what_stays_not_finite_stops_the_run(workers, config):
     assert progress.step == 22
 
 
-def test_an_early_warning_lowers_the_rate(workers, config):
+@pytest.mark.parametrize("policy", ["lower_lr", "rollback"])
+def test_an_early_warning_lowers_the_rate(workers, config, policy):
     """The output projections of all blocks are made eight times as large behind step 40."""
     settings = config(
         "training.num_steps=62",
         "optimizer.decay=constant",
-        "health.early_warning=lower_lr",
+        f"health.early_warning={policy}",
         "training.validate_every=0",
-        "checkpoint.every=100",
+        "checkpoint.every=15",
     )
     [(progress, reasons, rates)] = workers.run(1, outgrow, settings)
     [alarm] = [reason for reason in reasons if reason.startswith("early warning at step ")]
@@ -196,3 +197,7 @@ def test_an_early_warning_lowers_the_rate(workers, config):
     step = int(alarm.split()[4].rstrip(":"))
     assert 41 <= step <= 56
     assert rates[step - 1] == 1e-2 and rates[step] == 5e-3
+    if policy == "rollback":  # the growth does not come again
+        saved = (step - 21) // 15 * 15  # the newest checkpoint of before the measurements that the alarm is based on
+        assert [(skipped.first, skipped.last) for skipped in progress.skipped] == [(saved * 8, step * 8 - 1)]
+        assert len(rates) == step + 62 - saved
