@@ -1,0 +1,78 @@
+"""Verdicts of guards: going back and on with other samples, a lower rate, a stop."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from trouble_cases import BAD_SAMPLE, run_with_a_bad_sample
+
+SETTINGS = ["training.num_steps=10", "training.validate_every=0", "checkpoint.every=2", "model.dropout=0.1"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [
+            "parallel.distributed_optimizer=true",
+            "parallel.overlap_param_gather=true",
+            "parallel.overlap_grad_reduce=true",
+        ],
+    ],
+)
+def test_a_rolled_back_run_resumes_to_the_same_numbers(workers, config, overrides):
+    ranks = 2 if overrides else 1
+    calm = config(*SETTINGS, *overrides, output="calm")
+    [(progress, metrics, weights), *_] = workers.run(ranks, run_rollback, calm, False)
+    # The bad sample is in step 6 (40 to 47), noticed at step 7: back to step 4 (32 samples), on with sample 56.
+    [skipped] = progress.skipped
+    assert (skipped.first, skipped.last, skipped.reason) == (32, 55, "bad sample at step 6")
+    assert skipped.first <= BAD_SAMPLE <= skipped.last
+    assert (progress.step, progress.consumed_samples, progress.rollbacks) == (10, 56 + 6 * 8, 1)
+    assert [step for step, _, _ in metrics] == list(range(1, 11))
+
+    killed = config(*SETTINGS, *overrides, output="killed")
+    assert all("killed" in told for told in workers.run(ranks, run_rollback, killed, True))
+    found = sorted(path.name for path in (Path(killed.output_dir) / "checkpoints").glob("step_*"))
+    assert found[-1] == "step_00000004"  # step 6 was saved with the bad sample in it
+    [(resumed, its_metrics, its_weights), *_] = workers.run(ranks, run_rollback, killed, False)
+    clocks = {"callbacks": {}}
+    assert replace(resumed, **clocks) == replace(progress, **clocks) and its_metrics == metrics
+    assert all(torch.equal(a, b) for a, b in zip(its_weights, weights, strict=True))
+    entries = [json.loads(line) for line in (Path(killed.output_dir) / "rollbacks.jsonl").read_text().splitlines()]
+    assert [(entry["from_step"], entry["to_step"]) for entry in entries] == [(7, 4), (7, 4)]
+
+
+def run_rollback(config, dies):
+    return run_with_a_bad_sample(config, "rollback", dies=dies)
+
+
+def run_action(config, action):
+    return run_with_a_bad_sample(config, action, dies=False)
+
+
+def test_a_lower_rate_lasts(workers, config):
+    settings = [*SETTINGS, "training.num_steps=9", "optimizer.decay=constant", "optimizer.warmup_steps=0"]
+    [(progress, metrics, _)] = workers.run(1, run_action, config(*settings), "lower_lr")
+    assert progress.lr_factor == 0.5
+    assert [round(lr / metrics[0][2], 6) for _, _, lr in metrics] == [1] * 7 + [0.5] * 2
+
+
+@pytest.mark.parametrize(
+    ("action", "overrides", "told"),
+    [
+        ("stop", [], "bad sample at step 6; stopped, the last checkpoint is untouched"),
+        ("rollback", ["checkpoint.every=100"], "no checkpoint is older than step 6: set checkpoint.every lower"),
+        ("rollback", ["faults.max_rollbacks=0"], "stopped, since faults.max_rollbacks=0 roll-backs were made already"),
+        (
+            "rollback",
+            ["data.stages=[{weights: {pairs: 1}, samples: 85}]"],
+            "rolled back to step 4, but data.stages: hold 85",
+        ),
+    ],
+)
+def test_what_ends_the_run(workers, config, action, overrides, told):
+    [text] = workers.run(1, run_action, config(*SETTINGS, *overrides), action)
+    assert told in text
