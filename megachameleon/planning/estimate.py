@@ -15,7 +15,8 @@ USABLE = 0.93
 REMEDIES = {
     "weights": "raise parallel.tensor_parallel or parallel.pipeline_parallel",
     "gradients": "raise parallel.tensor_parallel or parallel.pipeline_parallel",
-    "optimizer": "set parallel.distributed_optimizer=true, or raise tensor_parallel or pipeline_parallel",
+    "optimizer": "split it over more replicas with parallel.distributed_optimizer=true, or raise "
+    "parallel.tensor_parallel or parallel.pipeline_parallel",
     "activations": "lower training.micro_batch_size, raise parallel.tensor_parallel with sequence_parallel=true, or "
     "set parallel.recompute=selective",
     "head": "set kernels.loss=torch, lower training.micro_batch_size or raise parallel.tensor_parallel",

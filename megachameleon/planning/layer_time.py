@@ -48,7 +48,7 @@ def layer_time(
     backward = PassTime(
         matrices=sum(inputs) + sum(weights) + _again(layout, going),
         attention=attention[1] + _attention_again(layout, forward),
-        passes=passes[1] + (forward.passes if layout.recompute == "full" else 0.0),
+        passes=passes[1] + _passes_again(shape, layout, machine, forward),
         tensor=_backward_tensor(shape, layout, machine, software, inputs, weights) + _tensor_again(layout, forward),
         context=context[1] + (forward.context if layout.recompute == "full" else 0.0),
     )
@@ -163,6 +163,17 @@ def _again(layout: Layout, going: list[float]) -> float:
 def _attention_again(layout: Layout, forward: PassTime) -> float:
     again = layout.recompute == "full" or "core_attn" in layout.recompute_modules
     return forward.attention if again else 0.0
+
+
+def _passes_again(shape: TransformerShape, layout: Layout, machine: Machine, forward: PassTime) -> float:
+    """All of forward's; or the norms before the branches, or the activation function, read and written."""
+    if layout.recompute == "full":
+        return forward.passes
+    tokens = layout.tokens_of_micro_batch(shape.sequence_length)
+    norms = 8.0 * shape.hidden_size / layout.activation_split * ("layernorm" in layout.recompute_modules)
+    activation = 2.0 * shape.ffn_matrices * shape.ffn_hidden_size / layout.tensor_parallel
+    again = norms + activation * ("mlp" in layout.recompute_modules)
+    return machine.reach(tokens * again) if again else 0.0
 
 
 def _tensor_again(layout: Layout, forward: PassTime) -> float:

@@ -67,7 +67,7 @@ def print_search(found: Search, top: int, tokens: float | None, console: Console
     """The fastest layouts."""
     if not found.fitting:
         assert found.smallest is not None
-        raise ValueError(f"no layout of {found.tried:,} fits; the smallest {found.smallest.why_not()}")
+        raise ValueError(f"no layout of {found.tried:,} fits; the one that needs least {found.smallest.why_not()}")
     console.print(f"{found.tried:,} layouts tried, {found.num_fitting:,} fit; the fastest of each kind:\n")
     table = Table()
     table.add_column("layout", no_wrap=True)

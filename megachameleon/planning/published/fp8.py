@@ -64,7 +64,7 @@ def _point(
 ) -> Point:
     return Point(
         family=family,
-        name=f"{name}, {world} GPUs",
+        name=f"{name}, batch {batch:,}",
         source=source,
         cluster=cluster,
         shape=_shape(name),
