@@ -1,5 +1,6 @@
 """One small run through the project's own trainer, and its series in a file."""
 
+import gc
 import json
 import math
 import shutil
@@ -92,6 +93,7 @@ def train_one(spec: RunSpec) -> Path:
             Trainer(config, context, data, [series]).run()
         except FailureError as error:
             ended = str(error)
+    gc.collect()  # a trainer is full of cycles, and process groups that are left have threads that spin
     shutil.rmtree(spec.folder / "run", ignore_errors=True)
     after = config.health.early_warning_after
     outcome = {
