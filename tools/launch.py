@@ -75,6 +75,7 @@ def send(scripts: list[tuple[Path, str]], configs: list[str], request: Any, argu
         return
     stages = [Stage(name=Path(config).stem, script=path) for config, (path, _) in zip(configs, scripts, strict=True)]
     place = [f"--{name}={value}" for name in ("partition", "account", "qos") if (value := getattr(request, name))]
+    place += [option for option in request.options if option.startswith("--output=")]
     if arguments.convert_to:
         stages.append(conversion(scripts[-1][0].parent, arguments.convert_to, place))
     jobs = submit_chain(stages, first_after=arguments.after, options=place)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megachameleon.launching.slurm import ask
 from megachameleon.launching.submission import SCRIPTS, submit
 
 
@@ -36,15 +37,20 @@ def submit_chain(
     """
     jobs: list[tuple[str, str]] = []
     previous = first_after
-    for stage in stages:
-        previous = submit(stage.script, *stage.options, *after(previous), arguments=stage.arguments)
-        jobs.append((stage.name, previous))
-    # `?`: when any of them has failed; if none does, the condition becomes impossible and SLURM removes the job
-    condition = "?".join(f"afternotok:{job}" for _, job in jobs)
-    alarm = submit(
-        SCRIPTS / "alert.sbatch", f"--dependency={condition}", "--kill-on-invalid-dep=yes", *options,
-        arguments=[f"{name}={job}" for name, job in jobs],
-    )  # fmt: skip
+    try:
+        for stage in stages:
+            previous = submit(stage.script, *stage.options, *after(previous), arguments=stage.arguments)
+            jobs.append((stage.name, previous))
+        # `?`: when any of them has failed; if none does, the condition becomes impossible and SLURM removes the job
+        condition = "?".join(f"afternotok:{job}" for _, job in jobs)
+        alarm = submit(
+            SCRIPTS / "alert.sbatch", f"--dependency={condition}", "--kill-on-invalid-dep=yes", *options,
+            arguments=[f"{name}={job}" for name, job in jobs],
+        )  # fmt: skip
+    except RuntimeError:
+        if jobs:  # a chain is submitted whole or not at all
+            ask("scancel", *(job for _, job in jobs))
+        raise
     return [*jobs, ("alert", alarm)]
 
 

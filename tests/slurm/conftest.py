@@ -28,7 +28,7 @@ def make_cluster() -> Iterator[Callable[[str], Cluster]]:
             return running[0]
         for cluster in running:
             cluster.stop()
-        running[:] = [Cluster(prefix, num_nodes=4, cpus=4, gpus=2, tracker=tracker)]
+        running[:] = [Cluster(prefix, num_nodes=4, cpus=8, gpus=2, tracker=tracker)]
         running[0].start()
         return running[0]
 

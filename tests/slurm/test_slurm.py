@@ -232,11 +232,12 @@ def test_an_array_makes_shards(slurm, tmp_path):
 
 
 def test_a_job_leaves_a_bad_node_before_it_trains(slurm, run_yaml, tmp_path):
-    """A stand-in for nvidia-smi says that node1 has ECC errors."""
+    """A stand-in for nvidia-smi says that the node that asks first has ECC errors."""
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "nvidia-smi").write_text(
-        '#!/bin/sh\necc=0; [ "$(hostname)" = node1 ] && ecc=3\n'
+        f"#!/bin/sh\nmkdir {tmp_path}/asked 2>/dev/null && hostname >{tmp_path}/first\n"
+        f'ecc=0; [ "$(hostname)" = "$(cat {tmp_path}/first)" ] && ecc=3\n'
         'case "$1" in *index*) echo "0, NVIDIA H100 80GB HBM3, 34, 4, 81559, 1980, $ecc" ;; *) echo "[N/A]" ;; esac\n'
     )
     (tools / "nvidia-smi").chmod(0o755)
@@ -249,11 +250,12 @@ def test_a_job_leaves_a_bad_node_before_it_trains(slurm, run_yaml, tmp_path):
         "--exclude-file", bad, nodes=3, PATH=path, PREFLIGHT_FLAGS=easy,
     )  # fmt: skip
     slurm.until_state(job, "FAILED")
-    assert bad.read_text().startswith("node1  # ") and "3 uncorrected ECC errors" in bad.read_text()
+    name = (tmp_path / "first").read_text().strip()
+    assert bad.read_text().startswith(f"{name}  # ") and "3 uncorrected ECC errors" in bad.read_text()
     follow_up = slurm.log(job).split("job: job ")[-1].split()[0]
     slurm.until_state(follow_up, "COMPLETED", "FAILED")
     attempts = read_attempts(run)
-    assert attempts[0].line == "refused node1" and attempts[-1].status == 0 and "node1" not in attempts[-1].hosts
+    assert attempts[0].line == f"refused {name}" and attempts[-1].status == 0 and name not in attempts[-1].hosts
 
 
 def test_slurm_is_asked_without_queueing(slurm, run_yaml, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 SBATCH = """#!/bin/bash
 n=$(($(cat "$LOG.count" 2>/dev/null || echo 100) + 1)); echo $n >"$LOG.count"
+[[ $n == "$REFUSED" ]] && { echo "no such partition" >&2; exit 1; }
 echo "$*" >>"$LOG"
 echo $n
 """
@@ -21,10 +22,12 @@ def launch(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sbatch").write_text(SBATCH)
     (tmp_path / "bin/sbatch").chmod(0o755)
+    (tmp_path / "bin/scancel").write_text('#!/bin/bash\necho "scancel $*" >>"$LOG"\n')
+    (tmp_path / "bin/scancel").chmod(0o755)
     log = tmp_path / "log"
 
-    def run(*words):
-        environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LOG": str(log)}
+    def run(*words, **variables):
+        environment = {**os.environ, **variables, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LOG": str(log)}
         done = subprocess.run(
             [sys.executable, "tools/launch.py", "debug", f"output_dir={tmp_path / 'run'}", *map(str, words)],
             cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
@@ -108,6 +111,11 @@ def test_a_chain_waits_stage_after_stage_with_one_alarm(launch, tmp_path):
         "--parsable --dependency=afternotok:101?afternotok:102?afternotok:103 --kill-on-invalid-dep=yes --account=me "
         "examples/slurm/alert.sbatch debug=101 second=102 convert=103",
     ]
+
+
+def test_a_chain_is_submitted_whole_or_not_at_all(launch):
+    status, text, sent = launch("--gpus-per-node", 2, "--convert-to", "/out", REFUSED="102")
+    assert status == 1 and "no such partition" in text and sent[-1] == "scancel 101"
 
 
 def test_the_chain_script_hands_its_stages_over(tmp_path):
