@@ -120,3 +120,9 @@ def test_a_cancelled_job_does_not_come_back(keep):
 def test_a_run_stopped_by_its_file_rests(keep):
     status, text, calls = keep("save(9); print(\"stopped: the file 'stop' (maintenance)\"); sys.exit(75)")
     assert status == 75 and calls == [] and "submit it again to go on" in text
+
+
+def test_the_keeper_needs_no_package():
+    """It runs beside a container, by whatever Python the host has."""
+    program = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import megachameleon.launching.job"
+    assert subprocess.run([sys.executable, "-I", "-S", "-c", program], check=False).returncode == 0
