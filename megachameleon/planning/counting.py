@@ -28,6 +28,7 @@ class Collective:
     kind: str
     """all_reduce, all_gather, reduce_scatter, broadcast, send or recv."""
     ranks: int
+    """That take part in one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,10 @@ class Watch(TorchDispatchMode):
         if group.size() > 1 and name != "barrier":
             sides = [tree_leaves(argument) for argument in args[:position]]
             size = max(sum(tensor.nbytes for tensor in side) for side in sides)
-            key = Collective(self._axes.get(group.group_name, "other"), KINDS[name], group.size())
+            if name in ("send", "recv_"):  # pipelines of two stages send one way through the group of all processes
+                key = Collective("pipeline", KINDS[name], 2)
+            else:
+                key = Collective(self._axes.get(group.group_name, "other"), KINDS[name], group.size())
             self.traffic[key] = self.traffic.get(key, Volume()) + Volume(1, size)
             if name == "recv_":  # hidden states that wait for backward, or their gradients
                 for tensor in sides[0]:
