@@ -67,6 +67,7 @@ def test_throughput_days_and_cost_follow_from_the_step(config):
     one = estimate_run(config, 64, replace(H100, price_per_gpu_hour=2.0))
     tokens = 1e12
     assert one.tokens_per_second * 64 * one.time.total == pytest.approx(256 * 4096)
+    assert one.gpu_hours(tokens) == pytest.approx(64 * tokens / (256 * 4096) * one.time.total / 3600)
     assert one.gpu_hours(tokens) == pytest.approx(64 * 24 * one.days(tokens))
     assert one.as_plain(tokens)["cost"] == pytest.approx(2 * one.gpu_hours(tokens))
     assert one.mfu_full_attn > one.mfu_causal
