@@ -1,9 +1,11 @@
 """The processes of a run and their place on each parallel axis."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,12 +73,15 @@ class ParallelContext:
 
 
 @contextlib.contextmanager
-def parallel_context(config: ParallelConfig, *, timeout_seconds: int = 1800) -> Iterator[ParallelContext]:
+def parallel_context(
+    config: ParallelConfig, *, timeout_seconds: int = 1800, traces: Path | None = None
+) -> Iterator[ParallelContext]:
     """Join the processes that a launcher started (or run alone) and lay the parallel axes over them.
 
     Args:
         timeout_seconds: for all to come, and for a collective. It cannot be shortened later, so it must allow for the
             slowest start; a run's watchdog is quicker.
+        traces: folder in which NCCL leaves its newest collectives when one of them times out; None: nowhere.
 
     Raises:
         ValueError: the layout does not divide the number of processes, or the environment contradicts itself.
@@ -85,6 +90,8 @@ def parallel_context(config: ParallelConfig, *, timeout_seconds: int = 1800) -> 
     config.data_parallel(place.world_size)
     device = pick_device(place.local_rank)
     install(device)
+    if traces is not None and device.type == "cuda":
+        _record_collectives(traces)
     _init_process_group(device, place, timeout_seconds)
     try:
         with model_axes(config) as groups:
@@ -117,6 +124,19 @@ def model_axes(config: ParallelConfig, **arguments: Any) -> Iterator[Any]:
         yield ProcessGroupCollection.use_mpu_process_groups()
     finally:
         parallel_state.destroy_model_parallel()
+
+
+def _record_collectives(folder: Path) -> None:
+    """Switch on torch's flight recorder, and have a broken communicator end the process; what is set already stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder / "nccl-rank-"),
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def _init_process_group(device: torch.device, place: Place, timeout_seconds: int) -> None:

@@ -13,6 +13,7 @@ from megachameleon.ranks import own_place
 from megachameleon.training.pulse import Pulse
 from megachameleon.training.stopping import STOPPED, Listener, StoppedError, listen
 
+NCCL_FOLDER = "nccl"
 LOCK_PATIENCE_SECONDS = 60.0
 """After a requeue, beyond the time in which processes of the former life on a node that was cut off end themselves."""
 
@@ -57,7 +58,8 @@ def _train(config: RunConfig, listener: Listener, pulse: Pulse) -> None:
     pulse.watch(post_mortem.end_hung)
     data = open_data(config.data, config.training)  # before processes meet: bad input must not wait for a time-out
     listener.raises = False  # from now on all stop together
-    with parallel_context(config.parallel, timeout_seconds=round(config.faults.start_timeout)) as context:
+    patience = round(config.faults.start_timeout)
+    with parallel_context(config.parallel, timeout_seconds=patience, traces=folder / NCCL_FOLDER) as context:
         from megachameleon.training.callbacks.build import build_callbacks
         from megachameleon.training.lock import run_lock
         from megachameleon.training.trainer import Trainer
