@@ -32,7 +32,7 @@ def fork_server() -> Any:
     return context
 
 
-def live(context: Any, config: Path, world_size: int, misbehave: Any = None, patience: float = 60.0) -> Ended:
+def live(context: Any, config: Path, world_size: int, misbehave: Any = None, patience: float = 150.0) -> Ended:
     """Run all ranks to their end.
 
     Args:

@@ -43,7 +43,7 @@ def test_a_killed_rank_is_named_by_the_others(run):
     assert ended.statuses == [1, -9], ended.logs
     [line] = errors(ended.logs[0])
     assert re.search(r"rank 1 \(.+\) died without a word", line) and "Traceback" not in ended.logs[0]
-    assert ended.seconds < 20
+    assert ended.seconds < 60
 
 
 def test_an_error_of_one_rank_is_told_by_all(run):
@@ -52,7 +52,7 @@ def test_an_error_of_one_rank_is_told_by_all(run):
     [own], [others] = errors(ended.logs[1]), errors(ended.logs[0])
     assert re.match(r"error: rank 1 \(.+\) died after step 2: RuntimeError: disk on fire", own)
     assert re.match(r"error: rank 1 \(.+\) died after step 2: RuntimeError: disk on fire", others)
-    assert ended.seconds < 20
+    assert ended.seconds < 60
 
 
 def test_a_hung_rank_is_named_and_all_end(run, tmp_path):
@@ -63,7 +63,7 @@ def test_a_hung_rank_is_named_and_all_end(run, tmp_path):
         assert re.search(r"not finished with step 3: rank 1 \(.+\) is in <lambda> \(misbehaviour.py:\d+\)", line)
     [stacks] = (tmp_path / "run/failures").glob("*/rank-00001.stacks")
     assert "misbehaviour.py" in stacks.read_text()
-    assert HANG_TIMEOUT <= ended.seconds < HANG_TIMEOUT + 20
+    assert HANG_TIMEOUT <= ended.seconds < HANG_TIMEOUT + 60
 
 
 def test_a_rank_with_nan_stops_all_without_touching_the_checkpoint(run, tmp_path):
