@@ -325,6 +325,8 @@ class Cluster:
 
     def stop(self) -> None:
         """End every daemon and every job's process."""
+        if not self._processes():
+            return  # without a controller, scancel would look for it for more than a minute
         self._quietly("scancel", "--full", "--me")
         time.sleep(0.3)
         for _ in range(10):
