@@ -1,9 +1,10 @@
 """What each monitor costs: how many times as long a step takes in which it measures.
 
-    python -m benchmarks.monitors --preset cpu --sequence-length 256 --threads 1
+    python -m benchmarks.monitors --preset cpu --layers 4 --sequence-length 512 --vocab 4096 --threads 1
 
 One model in one process; steps without monitors and with one of them, or all, take turns in an order that changes. CPU
-time of the process on a CPU, where others may be at work; wall time on a GPU.
+time of the process on a CPU, where others may be at work; wall time on a GPU. Small shares drown in that noise, so on a
+CPU a profiler also says what share of a step is spent inside the monitors' own functions, by file.
 """
 
 import argparse
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=9, help="(default %(default)s)")
     parser.add_argument("--layers", type=int, help="default: the preset's")
     parser.add_argument("--sequence-length", type=int, help="default: the preset's")
+    parser.add_argument("--vocab", type=int, help="ids; default: the preset's")
     parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     return parser
 
@@ -64,6 +66,7 @@ def main(arguments: argparse.Namespace) -> None:
         plan = Plan(rounds=arguments.rounds, warmup=1, steps_per_turn=1, settle=0)
         timings = interleave(steps, plan, context.device, Parking(context.device, enabled=False))
         machine, on_gpu = describe_machine(context.device), context.device.type == "cuda"
+        inside = {} if on_gpu else shares_inside(steps[ALL])
 
     def seconds(timing: Timing) -> float:
         return timing.wall_seconds if on_gpu else timing.cpu_seconds
@@ -72,6 +75,33 @@ def main(arguments: argparse.Namespace) -> None:
     for name in steps:
         spread = Spread.of(list(ratios(timings, name, NONE, seconds)))
         print(f"{name:18s} {100 * (spread.median - 1):+6.2f} %   ({spread.least:.3f} to {spread.most:.3f})")
+    for file, share in inside.items():
+        print(f"inside {file:22s} {100 * share:6.3f} % of a step in which all measure")
+
+
+def shares_inside(step: MeasuredStep) -> dict[str, float]:
+    """By file of the monitors: its share of the CPU time of three steps, with all that it calls outside of monitors."""
+    import cProfile
+    import pstats
+    import time
+    from collections import Counter
+
+    from megachameleon.training.monitors import base
+
+    folder = base.__file__.rpartition("/")[0]
+    profile = cProfile.Profile(time.process_time)
+    profile.enable()
+    for number in range(1, 4):
+        step.step(number)
+    profile.disable()
+    statistics: Any = pstats.Stats(profile)
+    found: Counter[str] = Counter()
+    for (file, _, _), (*_, callers) in statistics.stats.items():
+        if file.startswith(folder) and not file.endswith("step_times.py"):  # which yields while others work
+            found[file.rpartition("/")[2]] += sum(
+                times[3] for caller, times in callers.items() if not caller[0].startswith(folder)
+            )
+    return {file: seconds / statistics.total_tt for file, seconds in found.most_common()}
 
 
 def measured_steps(arguments: argparse.Namespace, context: Any) -> dict[str, MeasuredStep]:
@@ -89,7 +119,7 @@ def measured_steps(arguments: argparse.Namespace, context: Any) -> dict[str, Mea
 
     shape = PRESETS[arguments.preset]
     length, layers = arguments.sequence_length or shape.sequence_length, arguments.layers or shape.layers
-    shape = replace(shape, sequence_length=length, layers=layers)
+    shape = replace(shape, sequence_length=length, layers=layers, vocab=arguments.vocab or shape.vocab)
     settings = Settings(
         shape=shape,
         precision=arguments.precision,
