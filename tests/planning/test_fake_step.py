@@ -39,14 +39,14 @@ def configuration(settings, *others):
     "layout", [*QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in LAYOUTS if x not in QUICK)]
 )
 def test_a_fake_rank_does_what_a_real_one_does(workers, layout):
-    """Messages to the byte, although the fake rank runs fewer micro-batches and continues the line; memory to 1 %:
-    only real ranks hold the plan of attention, and the sums of all micro-batches."""
+    """Messages to the byte, although the fake rank runs fewer micro-batches and continues the line; memory to 3 %:
+    real messages hold their tensors until they have ended, and a state is much of so small a model."""
     world, settings = LAYOUTS[layout]
     config = configuration(settings)
     for rank, (peak, traffic) in enumerate(workers.run(world, count_real_steps, config)):
         fake = count_rank(config, rank, world, like_cuda=False)
         assert fake.traffic == traffic
-        assert fake.total == pytest.approx(sum(peak.values()), rel=0.01)
+        assert fake.total == pytest.approx(sum(peak.values()), rel=0.03)
         for part in ("weights", "gradients", "optimizer"):
             assert fake.peak[part] == peak[part], part
         assert fake.peak.get("head", 0) == pytest.approx(peak.get("head", 0), abs=2_000)  # sums of each micro-batch
