@@ -13,7 +13,7 @@ ROOM = 1_000
 class Courier:
     """Makes calls one after another in a thread of its own. The first that fails is reported, the others are not."""
 
-    def __init__(self, name: str, *, patience: float = 30.0) -> None:
+    def __init__(self, name: str, *, patience: float = 10.0) -> None:
         """
         Args:
             name: of the service, for the warning.
