@@ -10,7 +10,7 @@ import numpy as np
 PANEL_WIDTH, PANEL_HEIGHT = 250, 150
 LEFT, TOP, GAP_X, GAP_Y = 64, 46, 56, 46
 COLOURS = {"text": "#1f6f8b", "image": "#c8553d", "loss": "#444444"}
-MOST_POINTS = 160
+MOST_POINTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def _panel(panel: Panel) -> str:
 
 
 def _line(line: Line, place: Callable[[float, float], tuple[float, float]]) -> list[str]:
-    every = max(len(line.values) // MOST_POINTS, 1)
+    every = max(math.ceil(len(line.values) / MOST_POINTS), 1)
     values = np.asarray(line.values, dtype=float)
     points = []
     for start in range(0, len(values), every):

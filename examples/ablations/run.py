@@ -17,9 +17,10 @@ from examples.ablations.settings import SETTINGS, Setting
 from megachameleon.console import progress_bar, run_tool, tool_parser
 
 PROJECT = Path(__file__).resolve().parents[2]
-RISING, NORMAL = "rising", "normal"
+RISING, NORMAL, BRISK = "rising", "normal", "brisk"
 WATCH_AFTER = 40
 """Steps before which the early warning does not look."""
+RUNS_OF_A_WORKER = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Group:
 
 
 def groups(arguments: argparse.Namespace) -> list[Group]:
-    """All that is trained: every setting at a rising rate, the whole recipes at a normal one, and the policies."""
+    """All that is trained: every setting at a rising rate, the whole recipes at constant ones, and the policies."""
     steps = arguments.steps
     rising = (
         f"optimizer.lr={arguments.lr}",
@@ -40,7 +41,7 @@ def groups(arguments: argparse.Namespace) -> list[Group]:
         f"optimizer.warmup_steps={steps - 1}",
         f"health.early_warning_after={WATCH_AFTER}",
     )
-    normal = ("optimizer.lr=3e-3", f"training.num_steps={2 * steps}", f"optimizer.warmup_steps={WATCH_AFTER}")
+    constant = (f"training.num_steps={2 * steps}", f"optimizer.warmup_steps={WATCH_AFTER}")
     whole = [setting for setting in SETTINGS if setting.name in ("7b", "34b")]
     fragile = [setting for setting in SETTINGS if setting.name == arguments.policy_setting]
     policies = [
@@ -49,7 +50,8 @@ def groups(arguments: argparse.Namespace) -> list[Group]:
     ]
     return [
         Group(name=RISING, settings=SETTINGS, overrides=rising),
-        Group(name=NORMAL, settings=whole, overrides=normal),
+        Group(name=NORMAL, settings=whole, overrides=("optimizer.lr=3e-3", *constant)),
+        Group(name=BRISK, settings=whole, overrides=("optimizer.lr=1e-2", *constant)),
         *policies,
     ]
 
@@ -83,16 +85,19 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _train(specs: Sequence[RunSpec], jobs: int) -> Iterator[Path]:
-    """Run them in worker processes of one thread each; a worker trains several, since loading torch is slow."""
+    """Run them in worker processes of one thread each, which train several one after the other: loading torch is slow.
+
+    Workers are replaced now and then, because what torch keeps of a process group adds up.
+    """
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    # Process groups that reference cycles keep have threads that spin; a worker ends before they are too many.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=5) as pool:
-        futures = [pool.submit(train_one, spec) for spec in specs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    for start in range(0, len(specs), RUNS_OF_A_WORKER * jobs):
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(train_one, spec) for spec in specs[start : start + RUNS_OF_A_WORKER * jobs]]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,9 @@ def test_nothing_is_judged_before_half_a_window():
 def test_many_skips_in_a_row_roll_back():
     guard = guard_of(max_skips_in_a_row=2)
     judge_all(guard, ordinary(300))
-    actions = [verdict.action for verdict in judge_all(guard, [(9.0, 1.0)] * 3)]
-    assert actions == ["continue", "continue", "rollback"]
+    verdicts = [guard.judge(event_of(step, 9.0, limits=guard.limits())) for step in (301, 302, 303)]
+    assert [verdict.action for verdict in verdicts] == ["continue", "continue", "rollback"]
+    assert verdicts[2].since == 301
 
 
 def test_skips_apart_from_each_other_do_not_add_up():
