@@ -15,19 +15,19 @@ OVERLAP = "distributed_optimizer=true overlap_grad_reduce=true overlap_param_gat
 LAYOUTS = {
     # processes, settings of `parallel`
     "TP2-SP": (2, SP),
-    "PP2": (2, "pipeline_parallel=2"),
     "PP2-VPP2-overlap": (2, f"{INTERLEAVED} {OVERLAP}"),
     "DP2-overlap": (2, OVERLAP),
     "CP2": (2, "context_parallel=2"),
     "recompute norms": (1, "recompute=selective recompute_modules=[layernorm]"),
     "TP2": (2, "tensor_parallel=2"),
+    "PP2": (2, "pipeline_parallel=2"),
     "DP2": (2, ""),
     "CP2-distributed-full": (2, "context_parallel=2 distributed_optimizer=true recompute=full"),
     "TP2-SP-PP2": (4, f"{SP} pipeline_parallel=2"),
     "PP2-DP2-distributed": (4, "pipeline_parallel=2 distributed_optimizer=true"),
     "TP2-SP-PP2-VPP2-DP2-overlap": (8, f"{SP} {INTERLEAVED} {OVERLAP}"),
 }
-QUICK = list(LAYOUTS)[:6]
+QUICK = list(LAYOUTS)[:5]
 
 
 def configuration(settings, *others):
