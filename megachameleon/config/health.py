@@ -26,6 +26,9 @@ class HealthConfig:
     early_warning: EarlyWarningPolicy = "log"
     """When output norms or log Z grow out of bounds, which precedes divergence: `log` says so, `lower_lr` halves the
     learning rate, `rollback` goes back to the newest checkpoint before it and halves it too, `stop` ends the run."""
+    early_warning_growth: float = 4.0
+    """How many times its own level in the second half of the run so far an output norm may become. 5 tells less often
+    and later (docs/stability.md)."""
     early_warning_after: int | None = None
     """Steps before which it does not look, since norms rise from their initial values; None: the warm-up."""
 
@@ -38,6 +41,11 @@ class HealthConfig:
             )
         if self.spike_window < 16:
             raise ValueError(f"health.spike_window: {self.spike_window} must be at least 16 steps")
+        if not 1.5 <= self.early_warning_growth < math.inf:
+            raise ValueError(
+                f"health.early_warning_growth: {self.early_warning_growth} must be a number, 1.5 or more; norms of "
+                "ordinary runs grow by less than that all the time"
+            )
         for name in ("max_skips_in_a_row", "early_warning_after"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"health.{name}: {getattr(self, name)} must be 0 or more")

@@ -16,12 +16,8 @@ if TYPE_CHECKING:
     from megachameleon.training.callbacks.base import StepEvent
     from megachameleon.training.step import StepReport
 
-NORM_LIMIT = math.log(4.0)
-"""Growth of the logarithm of an output norm within the second half of the past that is an alarm."""
 LOG_Z_LIMIT = 3.0
-"""The same for the distance of log Z from 0, in nats: the partition function is then e³ = 20 times what it was."""
-
-
+"""Growth of the distance of log Z from 0 that is an alarm, in nats: the partition function is then 20-fold."""
 LR_SCALE = 0.5
 """What the policies `lower_lr` and `rollback` multiply the learning rate by: other samples alone stop no growth."""
 
@@ -42,6 +38,7 @@ class EarlyWarning(Guard):
         """
         after = config.early_warning_after
         self.policy, self.after = config.early_warning, warmup_steps if after is None else after
+        self.norm_limit = math.log(config.early_warning_growth)
         self.alarms: dict[str, GrowthAlarm] = {}
         """By series."""
 
@@ -59,7 +56,7 @@ class EarlyWarning(Guard):
 
     def _follow(self, name: str, value: float) -> str | None:
         """Add the newest value of a series; what is wrong with it, in words."""
-        told = self.alarms.setdefault(name, GrowthAlarm(limit_of(name))).add(value)
+        told = self.alarms.setdefault(name, self._new(name)).add(value)
         if told is None:
             return None
         growth, level = told
@@ -67,13 +64,16 @@ class EarlyWarning(Guard):
             return f"log Z moved by {growth:.1f} to {level:.1f}"
         return f"{name} grew {math.exp(growth):.1f}-fold to {math.exp(level):.4g}"
 
+    def _new(self, name: str) -> GrowthAlarm:
+        return GrowthAlarm(LOG_Z_LIMIT if name == "log_z" else self.norm_limit)
+
     def state_dict(self) -> dict[str, Any]:
         """The past of each series."""
         return {name: alarm.state_dict() for name, alarm in self.alarms.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember again."""
-        self.alarms = {name: GrowthAlarm(limit_of(name)) for name in state}
+        self.alarms = {name: self._new(name) for name in state}
         for name, alarm in self.alarms.items():
             alarm.load_state_dict(state[name])
 
@@ -84,8 +84,3 @@ def watched(report: "StepReport") -> dict[str, float]:
     series = {name: math.log(value) for name, value in norms.items() if 0 < value < math.inf}
     log_z = abs(report.losses.log_z)
     return {**series, "log_z": log_z} if math.isfinite(log_z) else series
-
-
-def limit_of(name: str) -> float:
-    """Growth beyond which a series of `watched` is an alarm."""
-    return LOG_Z_LIMIT if name == "log_z" else NORM_LIMIT

@@ -106,6 +106,15 @@ def test_policies_act(policy):
     assert all(verdict.since < step for step, verdict in told.items())
 
 
+def test_more_growth_may_be_allowed():
+    norms = [(5.0, 5.0)] * 200 + [(5.0, 24.0)] * 100
+    assert follow(warning(), norms)
+    patient = EarlyWarning(HealthConfig(early_warning_growth=5.0), warmup_steps=WARMUP)
+    assert not follow(patient, norms)
+    with pytest.raises(ValueError, match=r"early_warning_growth: 1\.0"):
+        HealthConfig(early_warning_growth=1.0).validate()
+
+
 def test_off_says_nothing():
     assert not follow(warning("off"), norms_of(600, lambda step: 10 * math.exp(step / 50)))
 
