@@ -148,7 +148,10 @@ class StopFile:
 
     def found(self) -> bool:
         """Whether it is there."""
-        return self.path.exists()
+        try:
+            return self.path.exists()
+        except OSError:  # a file server that does not answer for a moment asks for nothing; the next step looks again
+            return False
 
     def obeyed(self) -> str:
         """Remove it, so that the next start does not stop again; returns the first line that stands in it."""

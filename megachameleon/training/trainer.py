@@ -271,6 +271,8 @@ class Trainer:
 
     def _announce_checkpoints(self) -> None:
         for path in self.checkpointer.finished():
+            assert self.checkpointer.last is not None
+            self.requests.limit.saved(self.checkpointer.last.seconds)
             for callback in self.callbacks:
                 callback.on_checkpoint(self, step_of(path), str(path))
 
@@ -311,15 +313,15 @@ class Trainer:
                 "or choose another output_dir"
             )
         self.load(checkpoint)
-        for callback in self.callbacks:
-            if callback.name in self.progress.callbacks:
-                callback.load_state_dict(self.progress.callbacks[callback.name])
 
     def load(self, checkpoint: Path) -> None:
-        """Take weights, optimizer, progress and what the guards remember from a checkpoint of this run."""
+        """Take weights, optimizer, progress and what guards and callbacks remember from a checkpoint of this run."""
         self.progress = self.checkpointer.load(checkpoint, self.state)
         for guard in self.guards:
             guard.load_state_dict(self.progress.guards.get(guard.name, {}))
+        for callback in self.callbacks:
+            if callback.name in self.progress.callbacks:
+                callback.load_state_dict(self.progress.callbacks[callback.name])
 
 
 def require_resumable(checkpoint: Path, config: RunConfig) -> None:

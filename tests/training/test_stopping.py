@@ -1,5 +1,6 @@
 """What asks a run to stop. Real signals to whole runs: test_run_comes_down.py and tests/faults."""
 
+import errno
 import json
 import os
 import signal
@@ -139,6 +140,29 @@ def test_a_stop_file_is_obeyed_once(workers, config, tmp_path):
 def test_the_time_limit_stops_a_run(workers, config):
     [(reason, step, saved)] = workers.run(1, run_and_ask, config(*SETTINGS, "faults.max_duration=0.001"), -1, 0)
     assert (reason, step, saved) == ("faults.max_duration; step 1 is saved", 1, [1])
+
+
+def seconds_of_saves(config):
+    """What the time limit has been told, by the main process of a finished run."""
+    with parallel_context(config.parallel) as context:
+        trainer, seen = build_trainer(config, context), []
+        trainer.requests.limit.saved = seen.append
+        trainer.run()
+        return seen
+
+
+def test_the_time_limit_knows_how_long_checkpoints_take(workers, config):
+    [seen] = workers.run(1, seconds_of_saves, config(*SETTINGS))
+    assert len(seen) == 2 and all(seconds > 0 for seconds in seen)
+
+
+def test_a_file_system_that_does_not_answer_is_no_request(tmp_path, monkeypatch):
+    def stale(*arguments, **named):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    requests = StopRequests(tmp_path, is_main=True, max_duration=None, listener=Listener())
+    monkeypatch.setattr(os, "stat", stale)
+    assert requests.own() == 0
 
 
 def test_only_the_main_process_looks_at_time_and_file(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ class MLflow(ScalarLog):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in that run."""
-        self.run_id = state["run_id"]
+        self.run_id = state["run_id"] or self.run_id  # saved before the server had answered, in a roll-back
 
     def _init(self, settings: dict[str, Any]) -> None:
         client = import_module("mlflow").MlflowClient(tracking_uri=self.config.tracking_uri)

@@ -34,7 +34,8 @@ class Throughput(Callback):
         self._flops = (0.0, 0.0)
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Start the clock."""
+        """Start the clock; again after a roll-back, whose past is paid for all the same."""
+        self._held = self._held_until_now()
         self._started = time.time()
         self._begun = self._begun or self._started
         self._first_step = trainer.step

@@ -111,6 +111,8 @@ class SpikeGuard(Guard):
     def _accept(self, event: "StepEvent") -> None:
         self.in_a_row = 0
         loss, norm = event.report.losses.loss, event.report.grad_norm
+        if math.isnan(loss):  # a batch without a label: a NaN in the window would refuse all steps after it
+            return
         self.losses = [*self.losses, loss][-self.config.spike_window :]
         self.grad_norms = [*self.grad_norms, max(norm, 1e-30)][-self.config.spike_window :]
         stage = bisect_right(self.stage_ends, event.samples[1] + self.batch_size - 1)
@@ -133,6 +135,7 @@ class SpikeGuard(Guard):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember again; another batch size has another noise, so its window is not taken over."""
+        self._forget()
         if state.get("batch_size") != self.batch_size:
             return
         self.losses, self.grad_norms = list(state["losses"]), list(state["grad_norms"])

@@ -125,6 +125,7 @@ def test_a_rollback_takes_back_what_was_useful_only(config, clock):
     saved = callback.state_dict()
     step(callback, trainer, clock, 2, seconds=1000)
     callback.load_state_dict(saved)
+    callback.on_start(trainer)
     step(callback, trainer, clock, 2, seconds=1000)
     assert callback.values["effective_time"] == pytest.approx(2 / 3)
     assert callback.values["gpu_hours"] == pytest.approx(4 * 3000 / 3600)

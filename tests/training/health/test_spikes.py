@@ -2,11 +2,13 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from synthetic_reports import BATCH, event_of, judge_all, through_json
 
 from megachameleon.config.health import HealthConfig
+from megachameleon.training.agreement import StepLimits
 from megachameleon.training.health.spikes import SpikeGuard, upper_limit
 
 
@@ -156,3 +158,20 @@ def test_another_batch_size_starts_a_new_window():
 def test_impossible_settings_are_named(setting):
     with pytest.raises(ValueError, match=f"health.{next(iter(setting))}"):
         HealthConfig(**setting).validate()
+
+
+def test_another_batch_size_forgets_what_came_after_the_checkpoint():
+    """A roll-back to a checkpoint of another batch size leaves nothing of the steps that are undone."""
+    old, guard = guard_of(batch_size=8).state_dict(), guard_of()
+    judge_all(guard, [*ordinary(300), (90.0, 1.0)])
+    guard.load_state_dict(old)
+    assert guard.limits().loss == math.inf and guard.in_a_row == 0
+
+
+def test_a_batch_without_labels_refuses_no_later_step():
+    guard = guard_of()
+    judge_all(guard, ordinary(300))
+    limits = guard.limits()
+    empty = event_of(301, math.nan, 0.0, limits=StepLimits())
+    guard.judge(replace(empty, report=replace(empty.report, skipped=None)))
+    assert guard.limits() == limits
