@@ -29,7 +29,7 @@ from megachameleon.launching.attempts import (
 from megachameleon.launching.failures import FINISHED, STOPPED
 from megachameleon.launching.inspection import build_parser, exclude, inspect, read_excluded
 from megachameleon.launching.records import FAILED, Outcome, outcome
-from megachameleon.launching.slurm import Job, master_port, requeue, state, step_words, submit_follow_up, this_job
+from megachameleon.launching.slurm import Job, ended_early, master_port, requeue, step_words, submit_follow_up, this_job
 
 DONE_FILE = "DONE"
 LOG_FOLDER = "logs"
@@ -189,8 +189,8 @@ def run_step(command: list[str]) -> int:
 
 def go_on(job: Job, arguments: argparse.Namespace, *, leaves_nodes: bool) -> None:
     """Requeue the job, or submit a follow-up where that is not allowed, or where it must not get the same nodes."""
-    if state(job) == "CANCELLED":
-        say("cancelled by a person, and so not started again; submit it again to go on")
+    if ended_early(job):
+        say("SLURM is ending the job: pre-empted, it comes back; cancelled, it does not until it is submitted again")
         return
     if not leaves_nodes and requeued(job):
         time.sleep(ALERT_SECONDS)  # SLURM ends this process meanwhile

@@ -1,5 +1,6 @@
 """The few things asked of SLURM from inside a job."""
 
+import math
 import os
 import re
 import subprocess
@@ -74,10 +75,25 @@ def step_words(job: Job, *, srun_flags: str, inside: str, python: str) -> list[s
     ]  # fmt: skip
 
 
-def state(job: Job) -> str:
-    """SLURM's word for the job now, such as RUNNING, CANCELLED or PREEMPTED."""
-    found = re.search(r"JobState=([A-Z_]+)", ask("scontrol", "show", "job", job.id))
-    return found.group(1) if found else "UNKNOWN"
+def ended_early(job: Job) -> bool:
+    """Whether SLURM is ending this job before its time: cancelled by a person, or pre-empted by another job.
+
+    `scontrol requeue` would bring a cancelled job back; a pre-empted one is requeued by SLURM.
+    """
+    shown = ask("scontrol", "show", "job", job.id)
+    found = dict(re.findall(r"(JobState|RunTime|TimeLimit)=(\S+)", shown))
+    if found.get("JobState") in ("RUNNING", "TIMEOUT"):
+        return False
+    return seconds_of(found.get("RunTime", "")) < seconds_of(found.get("TimeLimit", ""))
+
+
+def seconds_of(duration: str) -> float:
+    """SLURM's [D-]HH:MM:SS in seconds; infinite for UNLIMITED and the like."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", duration)
+    if not found:
+        return math.inf
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def requeue(job: Job) -> bool:

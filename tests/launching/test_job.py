@@ -19,7 +19,7 @@ SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 exec "$@"
 """,
     "scontrol": """
 echo "scontrol $*" >>"$CALLS"
-[[ "$1 $2" == "show job" ]] && echo "JobState=$(cat state 2>/dev/null || echo RUNNING)" && exit
+[[ "$1 $2" == "show job" ]] && echo "  JobState=$(cat state 2>/dev/null || echo RUNNING) TimeLimit=1-00:00:00" && exit
 [[ $1 == show ]] && echo "$3" && exit
 [[ $1 == requeue ]] && { echo "operation is presently disabled" >&2; exit 1; }
 exit 0
@@ -112,9 +112,14 @@ def test_a_job_that_is_cut_off_again_and_again_alerts_before_it_trains(keep):
 
 
 def test_a_cancelled_job_does_not_come_back(keep):
-    (keep.folder.parent / "state").write_text("CANCELLED")
+    (keep.folder.parent / "state").write_text("COMPLETING RunTime=00:00:59")
     status, text, calls = keep("save(9); sys.exit(75)")
-    assert status == 75 and calls == [] and "cancelled by a person" in text
+    assert status == 75 and calls == [] and "does not until it is submitted again" in text
+
+
+def test_a_job_that_saved_only_after_its_limit_comes_back(keep):
+    (keep.folder.parent / "state").write_text("COMPLETING RunTime=1-00:00:03")
+    assert keep("save(9); sys.exit(75)")[2][0] == "scontrol requeue 77"
 
 
 def test_a_run_stopped_by_its_file_rests(keep):

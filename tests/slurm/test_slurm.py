@@ -158,6 +158,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, run_yaml, tmp_path):
     slurm.until_step(run, 10, job)
     slurm.call("scancel", job)
     slurm.until(lambda: processes(job) == [], "all its processes are gone", job=job)
+    slurm.until_state(job, "CANCELLED", "PENDING")
     assert slurm.field(job, "JobState") == "CANCELLED" and slurm.call("squeue", "--noheader") == ""
     assert newest_step(run) >= 10  # KillWait was long enough
 
@@ -271,5 +272,5 @@ def test_slurm_is_asked_without_queueing(slurm, run_yaml, tmp_path):
     ]
     assert "to start at" in slurm.call(*words, "--nodes", "2", "--test-only")
     with pytest.raises(AssertionError, match="sbatch --test-only"):
-        slurm.call(*words, "--nodes", "8", "--test-only", "--sbatch=--partition=nowhere")
+        slurm.call(*words, "--nodes", "4", "--test-only", "--sbatch=--partition=nowhere")
     assert slurm.call("squeue", "--noheader", "--name=run") == ""
