@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import shutil
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,8 @@ def train_one(spec: RunSpec) -> Path:
     config = load_config(str(BASE), [*places, *spec.overrides])
     series, ended = Series(), ""
     data = open_data(config.data, config.training)
-    with parallel_context(config.parallel) as context:
+    log = spec.folder / "log.txt"
+    with log.open("w", encoding="utf-8") as file, redirect_stderr(file), parallel_context(config.parallel) as context:
         try:
             Trainer(config, context, data, [series]).run()
         except FailureError as error:
