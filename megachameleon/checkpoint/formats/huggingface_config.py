@@ -1,0 +1,101 @@
+"""What config.json of a Hugging Face Chameleon says: the model and what its ids mean."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megachameleon.checkpoint.formats.huggingface_names import IMAGE_PLACEHOLDER, QK_NORM_EPS, vocabulary_map
+from megachameleon.config import ModelConfig
+from megachameleon.tokens.vocabulary import Vocabulary
+
+UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
+DEFAULTS = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "model_parallel_size": 1, "swin_norm": False}
+"""transformers' own, for what is left out."""
+
+
+def read_model(path: Path, settings: Any) -> ModelConfig:
+    """The decoder that config.json describes.
+
+    Raises:
+        ValueError: it is not a Chameleon, or one with what this project's decoder does not have.
+    """
+    if not isinstance(settings, dict) or settings.get("model_type") != "chameleon":
+        kind = settings.get("model_type") if isinstance(settings, dict) else None
+        raise ValueError(f"{path}: model_type is {kind!r}, not 'chameleon'; only Chameleon can be imported")
+    values = {**DEFAULTS, **{name: value for name, value in settings.items() if value is not None}}
+    for name, wanted in UNSUPPORTED.items():
+        if values.get(name, wanted) != wanted:
+            raise ValueError(f"{path}: {name}={values[name]!r}, and the decoder here has {wanted!r} only")
+    if values["rms_norm_eps"] != QK_NORM_EPS:
+        raise ValueError(
+            f"{path}: rms_norm_eps={values['rms_norm_eps']}, while Chameleon's QK-norm has {QK_NORM_EPS} in "
+            "transformers; the decoder here has one for both"
+        )
+    try:
+        model = ModelConfig(
+            vocab_size=values["vocab_size"],
+            num_layers=values["num_hidden_layers"],
+            hidden_size=values["hidden_size"],
+            num_attention_heads=values["num_attention_heads"],
+            num_query_groups=values.get("num_key_value_heads", values["num_attention_heads"]),
+            ffn_hidden_size=values["intermediate_size"],
+            context_length=values["max_position_embeddings"],
+            norm_order="swin" if values["swin_norm"] else "pre",
+            norm_eps=values["rms_norm_eps"],
+            qk_norm_groups=values["model_parallel_size"],
+            rope_theta=float(_rope_theta(path, values)),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path}: has no {error}; copy it again") from None
+    for name in ("vocab_size", "num_layers", "hidden_size", "num_attention_heads", "num_query_groups",
+                 "ffn_hidden_size", "context_length", "qk_norm_groups"):  # fmt: skip
+        if type(getattr(model, name)) is not int or getattr(model, name) < 1:
+            raise ValueError(f"{path}: {name} is {getattr(model, name)!r}, not a positive whole number")
+    return model
+
+
+def _rope_theta(path: Path, values: dict[str, Any]) -> Any:
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    if kind != "default":
+        raise ValueError(f"{path}: RoPE of type {kind!r}; the decoder here has the default only")
+    theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
+    if not isinstance(theta, int | float):
+        raise ValueError(f"{path}: rope_theta is {theta!r}, not a number")
+    return theta
+
+
+def read_vocabulary(
+    folder: Path, settings: dict[str, Any], extra: dict[str, Any], tokenizer: Path | None
+) -> dict[str, Any] | None:
+    """What the ids mean, in `Vocabulary.to_dict` form: as our own export, the tokenizer, or Chameleon's release has it.
+
+    Returns:
+        None where nothing says it.
+
+    Raises:
+        ValueError: it disagrees with config.json.
+    """
+    if tokenizer is not None:
+        vocabulary, origin = Vocabulary.load(tokenizer), str(tokenizer)
+    elif extra.get("vocabulary"):
+        vocabulary, origin = Vocabulary.from_dict(extra["vocabulary"], origin=str(folder)), "megachameleon.json"
+    elif settings.get("vocab_size") == Vocabulary().size and isinstance(settings.get("vocabulary_map"), dict):
+        vocabulary, origin = Vocabulary(), "Chameleon's release"
+    else:
+        return None
+    _require_agreement(folder, settings, vocabulary, origin)
+    return asdict(vocabulary)
+
+
+def _require_agreement(folder: Path, settings: dict[str, Any], vocabulary: Vocabulary, origin: str) -> None:
+    if settings.get("vocab_size") != vocabulary.size:
+        raise ValueError(f"{folder}: vocab_size={settings.get('vocab_size')}, but {origin} has {vocabulary.size} ids")
+    known = settings.get("vocabulary_map")
+    found = known if isinstance(known, dict) else {}
+    controls = vocabulary_map(vocabulary, None)
+    controls.pop(IMAGE_PLACEHOLDER, None)
+    named = {name: i for name, i in controls.items() if not name.startswith("<reserved")}
+    wrong = [f"{name} is {found[name]} and not {i}" for name, i in named.items() if found.get(name, i) != i]
+    if wrong:
+        raise ValueError(f"{folder}: vocabulary_map disagrees with {origin}: {', '.join(wrong)}")

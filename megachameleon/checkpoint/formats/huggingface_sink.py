@@ -1,0 +1,192 @@
+"""Writing Chameleon as transformers' `ChameleonForConditionalGeneration.from_pretrained` wants it."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megachameleon.checkpoint.formats.huggingface_names import (
+    CONFIG_FILE,
+    EXTRA_FILE,
+    GENERATION_FILE,
+    INDEX_FILE,
+    PICTURES,
+    QK_NORM_EPS,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    image_placeholder,
+    model_settings,
+    name_in_huggingface,
+    num_heads,
+    shape_in_huggingface,
+    vocabulary_map,
+)
+from megachameleon.checkpoint.formats.huggingface_pictures import SMALLEST, PictureEncoder
+from megachameleon.checkpoint.formats.plain import Description, OutputFile, Piece, plain_shapes, whole
+from megachameleon.files import read_json, write_json
+from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.text.huggingface import export_text_tokenizer
+from megachameleon.tokens.vocabulary import Vocabulary
+
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class HuggingFaceSink:
+    """Safetensors files with an index, configuration, and what goes beside them."""
+
+    description: Description
+    dtype: torch.dtype
+    tokenizer: Path | None = None
+    """Folder of the text tokenizer, ours; or of another export, whose files are copied."""
+    pictures: PictureEncoder | None = None
+    shard_bytes: int = SHARD_BYTES
+    """Most that a file holds, unless one tensor is larger."""
+
+    def __post_init__(self) -> None:
+        model, origin = self.description.model, self.description.origin
+        if model.qk_norm != "layernorm":
+            raise ValueError(
+                f"{origin}: model.qk_norm={model.qk_norm}, and transformers' Chameleon has layernorm only; such a "
+                "model stays with --to megatron"
+            )
+        if model.norm_eps != QK_NORM_EPS:
+            raise ValueError(
+                f"{origin}: model.norm_eps={model.norm_eps}, while transformers' QK-norm has {QK_NORM_EPS}; exported "
+                "logits would be others"
+            )
+        if self.description.vocabulary is None:
+            raise ValueError(f"{origin}: does not say what its ids mean; give --tokenizer with its text tokenizer")
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the ids mean."""
+        assert self.description.vocabulary is not None
+        return Vocabulary.from_dict(self.description.vocabulary, origin=str(self.description.origin))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Sink`."""
+        return tuple(self._notes())
+
+    def _notes(self) -> Iterator[str]:
+        if self.tokenizer is None:
+            yield "no text tokenizer beside it: give its folder with --tokenizer"
+        if self.pictures is None:
+            yield (
+                "no picture encoder (model.vqmodel): transformers starts it at random and says so, so give it text and "
+                "picture codes only, or a VQ-GAN's folder with --image-tokenizer"
+            )
+        if image_placeholder(self.vocabulary) is None:
+            yield "the vocabulary has no spare id for <image>: transformers cannot be given pixels"
+        yield "no processor: turn pictures into codes with this project's tools, or model.get_image_tokens"
+
+    def files(self) -> list[OutputFile]:
+        """See `Sink`."""
+        files = self._shards()
+        if len(files) == 1:
+            return [OutputFile(name=WEIGHTS_FILE, pieces=files[0])]
+        return [
+            OutputFile(name=f"model-{i + 1:05d}-of-{len(files):05d}.safetensors", pieces=pieces)
+            for i, pieces in enumerate(files)
+        ]
+
+    def _shards(self) -> list[tuple[Piece, ...]]:
+        shards: list[tuple[Piece, ...]] = [()]
+        size = 0
+        for piece in self._pieces():
+            more = torch.Size(piece.shape).numel() * piece.dtype.itemsize
+            if shards[-1] and size + more > self.shard_bytes:
+                shards.append(())
+                size = 0
+            shards[-1] += (piece,)
+            size += more
+        return shards
+
+    def _pieces(self) -> Iterator[Piece]:
+        model = self.description.model
+        for name, shape in plain_shapes(model).items():
+            yield Piece(
+                name=name_in_huggingface(name),
+                shape=shape_in_huggingface(model, name, shape),
+                dtype=self.dtype,
+                cuts=(whole(name, shape),),
+            )
+        if self.pictures is not None:
+            yield from self.pictures.pieces()
+
+    def make(self, piece: Piece, parts: Sequence[Tensor]) -> Tensor:
+        """See `Sink`: QK-norm's vectors are repeated for each head of their group."""
+        if piece.name.startswith(PICTURES):
+            assert self.pictures is not None
+            return self.pictures.read(piece.name)
+        (values,) = parts
+        if len(piece.shape) == 2 and "_norm." in piece.cuts[0].name:
+            values = values.repeat_interleave(num_heads(self.description.model, piece.cuts[0].name) // len(values), 0)
+        return values.to(piece.dtype)
+
+    def finish(self, folder: Path, hashes: Mapping[str, str]) -> None:
+        """See `Sink`."""
+        files = self.files()
+        if len(files) > 1:
+            weight_map = {piece.name: file.name for file in files for piece in file.pieces}
+            size = sum(file.num_bytes for file in files)
+            write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        pieces = self._write_tokenizer(folder)
+        write_json(folder / CONFIG_FILE, self._settings(pieces))
+        vocabulary = self.vocabulary
+        ids = {"bos_token_id": vocabulary.bos, "pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.eos}
+        write_json(folder / GENERATION_FILE, ids)
+        if self.pictures is not None:
+            self.pictures.copy_beside(folder)
+        extra = {
+            "vocabulary": self.description.vocabulary,
+            "tokenizers": dict(self.description.tokenizers),
+            "lineage": dict(self.description.lineage),
+            "sha256": dict(hashes),
+        }
+        write_json(folder / EXTRA_FILE, extra)
+
+    def _settings(self, pieces: dict[str, int] | None) -> dict[str, Any]:
+        return {
+            **model_settings(self.description.model, self.vocabulary),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "vocabulary_map": vocabulary_map(self.vocabulary, pieces),
+            "vq_config": self.pictures.settings if self.pictures else SMALLEST,
+        }
+
+    def _write_tokenizer(self, folder: Path) -> dict[str, int] | None:
+        """Returns the names of its pieces."""
+        if self.tokenizer is None:
+            return None
+        if (self.tokenizer / CONFIG_FILE).is_file():  # another export
+            for name in TOKENIZER_FILES:
+                if (self.tokenizer / name).is_file():
+                    shutil.copyfile(self.tokenizer / name, folder / name)
+            known = read_json(self.tokenizer / CONFIG_FILE).get("vocabulary_map")
+            return known if isinstance(known, dict) else None
+        export_text_tokenizer(TextTokenizer.load(self.tokenizer), folder)
+        vocab: dict[str, int] = read_json(folder / TOKENIZER_FILES[0])["model"]["vocab"]
+        return vocab
+
+
+def require_own_tokenizer(description: Description, folder: Path) -> None:
+    """Refuse a text tokenizer to which the checkpoint's ids mean something else.
+
+    Raises:
+        ValueError: its vocabulary or its fingerprint is another.
+    """
+    tokenizer = TextTokenizer.load(folder)
+    if description.vocabulary is not None:
+        mine = Vocabulary.from_dict(description.vocabulary, origin=str(description.origin))
+        mine.require_same(tokenizer.vocabulary, str(description.origin), str(folder))
+    known = description.tokenizers.get("text")
+    if known not in (None, tokenizer.fingerprint):
+        raise ValueError(
+            f"{folder}: is another text tokenizer ({tokenizer.fingerprint}) than the one that made the data of "
+            f"{description.origin} ({known}); give that one with --tokenizer"
+        )

@@ -1,0 +1,184 @@
+"""The plain form of a decoder, between all formats: each matrix by itself, whole, in a fixed order of rows.
+
+Queries and keys stand in the order of rotated halves (Hugging Face's and ours; Meta's release pairs neighbours), as do
+the vectors of QK-norm. `q` is [num_attention_heads x head_dim, hidden], `k` and `v` [num_query_groups x head_dim,
+hidden], `o` [hidden, num_attention_heads x head_dim], `gate` and `up` [ffn_hidden, hidden], `down` [hidden,
+ffn_hidden]; QK-norm vectors are [qk_norm_groups, head_dim]; `embedding` and `head` [vocab, hidden].
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from megachameleon.checkpoint.boxes import Box, Shape
+from megachameleon.config import ModelConfig, RunConfig
+
+QK_NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
+
+
+def plain_shapes(model: ModelConfig) -> dict[str, Shape]:
+    """Every tensor of a decoder by its plain name, such as `layers.3.q_norm.weight`, in the order of computation."""
+    hidden, width, inner = model.hidden_size, model.head_dim, model.ffn_hidden_size
+    queries, keys = model.num_attention_heads * width, model.num_query_groups * width
+    norms = {"layernorm": QK_NORMS, "rmsnorm": ("q_norm.weight", "k_norm.weight"), "none": ()}[model.qk_norm]
+    layer: dict[str, Shape] = {
+        "attention_norm": (hidden,),
+        "q": (queries, hidden),
+        "k": (keys, hidden),
+        "v": (keys, hidden),
+        "o": (hidden, queries),
+        "ffn_norm": (hidden,),
+        "gate": (inner, hidden),
+        "up": (inner, hidden),
+        "down": (hidden, inner),
+        **dict.fromkeys(norms, (model.qk_norm_groups, width)),
+    }
+    shapes: dict[str, Shape] = {"embedding": (model.vocab_size, hidden)}
+    for i in range(model.num_layers):
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes | {"final_norm": (hidden,), "head": (model.vocab_size, hidden)}
+
+
+def layer_of(name: str) -> tuple[int | None, str]:
+    """The layer of a plain tensor (None: none) and its name within it."""
+    if not name.startswith("layers."):
+        return None, name
+    _, number, rest = name.split(".", 2)
+    return int(number), rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a checkpoint is, apart from its weights."""
+
+    model: ModelConfig
+    dtype: torch.dtype
+    """Of the weights as they will be read."""
+    origin: Path
+    identity: str
+    """A hash that changes when the checkpoint does, by which an interrupted conversion knows its source again."""
+    vocabulary: dict[str, Any] | None = None
+    """`Vocabulary.to_dict` form; None: the source does not say."""
+    tokenizers: Mapping[str, str | None]
+    """Fingerprints of the `text` and `image` tokenizers, where they are known."""
+    run: RunConfig | None = None
+    """The whole configuration, where the format carries one."""
+    lineage: Mapping[str, Any]
+    """Where it comes from, for the record."""
+    is_variant: bool = False
+    """Whether the format's own software cannot load it."""
+    notes: tuple[str, ...] = ()
+    """What a reader should be told: what was recognised, what is missing."""
+
+
+class Source(Protocol):
+    """A checkpoint that can be read tensor by tensor; picklable, so that worker processes read it too."""
+
+    description: Description
+
+    def checks(self) -> list[str]:
+        """Files whose bytes can be compared with a hash before anything is read."""
+        ...
+
+    def check(self, name: str) -> None:
+        """Compare one of them.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        ...
+
+    def read(self, name: str, box: Box) -> Tensor:
+        """A box of the plain tensor `name`, on the CPU, in `description.dtype`.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A box of a plain tensor."""
+
+    name: str
+    box: Box
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A tensor of an output file."""
+
+    name: str
+    """In the file."""
+    shape: Shape
+    dtype: torch.dtype
+    cuts: tuple[Cut, ...]
+    """What it is made of; nothing: the sink has it from elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """A file to be written, independent of all others: the unit of parallel work and of resuming."""
+
+    name: str
+    """Relative to the destination."""
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors."""
+        return sum(Box((), piece.shape).size * piece.dtype.itemsize for piece in self.pieces)
+
+
+class Sink(Protocol):
+    """A format that can be written; picklable."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out or changed, a line each."""
+        ...
+
+    def files(self) -> list[OutputFile]:
+        """All files with tensors."""
+        ...
+
+    def make(self, piece: Piece, parts: Sequence[Tensor]) -> Tensor:
+        """A piece from its cuts, in the piece's dtype and shape."""
+        ...
+
+    def finish(self, folder: Path, hashes: Mapping[str, str]) -> None:
+        """Write the small files (configuration, index, manifest, tokenizers) beside the tensors.
+
+        Args:
+            hashes: SHA-256 by name of the files with tensors.
+        """
+        ...
+
+
+def whole(name: str, shape: Shape) -> Cut:
+    """All of a plain tensor."""
+    return Cut(name=name, box=Box((0,) * len(shape), shape))
+
+
+def require_tensors(origin: Path, found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> None:
+    """Refuse a set of tensors that is not the one a model has.
+
+    Raises:
+        ValueError: lists all that are missing, unknown, or of another shape.
+    """
+    problems = []
+    if missing := [name for name in wanted if name not in found]:
+        problems.append(f"{len(missing)} missing: {', '.join(missing)}")
+    if unknown := [name for name in found if name not in wanted]:
+        problems.append(f"{len(unknown)} unknown: {', '.join(unknown)}")
+    other = [name for name in wanted if name in found and found[name] != wanted[name]]
+    if other:
+        shapes = ", ".join(f"{name} {list(found[name])} instead of {list(wanted[name])}" for name in other)
+        problems.append(f"{len(other)} of another shape: {shapes}")
+    if problems:
+        raise ValueError(f"{origin}: not the tensors of the model that its configuration says; {'; '.join(problems)}")

@@ -1,0 +1,84 @@
+"""The formats by name, and a conversion from one to another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megachameleon.checkpoint.formats.plain import Description, Sink, Source
+
+Kind = Literal["megatron", "hf"]
+KINDS: tuple[Kind, ...] = ("megatron", "hf")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What may be asked of a conversion."""
+
+    dtype: str | None = None
+    """`bf16` or `fp32`; None: as stored."""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    tokenizer: Path | None = None
+    image_tokenizer: Path | None = None
+    qk_norm_groups: int | None = None
+    average_qk_norm: bool = False
+    shard_bytes: int | None = None
+
+
+def open_source(kind: Kind, path: Path, options: Options) -> Source:
+    """A checkpoint to read from.
+
+    Raises:
+        ValueError: it is damaged, or not of this format.
+    """
+    if kind == "megatron":
+        from megachameleon.checkpoint.formats.megatron_source import MegatronSource
+
+        return MegatronSource(path, exact=options.dtype == "fp32")
+    from megachameleon.checkpoint.formats.huggingface_source import HuggingFaceSource
+
+    return HuggingFaceSource(
+        path,
+        tokenizer=options.tokenizer,
+        qk_norm_groups=options.qk_norm_groups,
+        average_qk_norm=options.average_qk_norm,
+    )
+
+
+def make_sink(kind: Kind, source_kind: Kind, description: Description, options: Options) -> Sink:
+    """A format to write.
+
+    Raises:
+        ValueError: it cannot hold this model, or an option does not fit.
+    """
+    dtype = target_dtype(description, options)
+    if kind == "megatron":
+        from megachameleon.checkpoint.formats.megatron_sink import MegatronSink
+
+        return MegatronSink(description, dtype, options.tensor_parallel, options.pipeline_parallel)
+    from megachameleon.checkpoint.formats.huggingface_pictures import open_picture_encoder, picture_encoder_within
+    from megachameleon.checkpoint.formats.huggingface_sink import SHARD_BYTES, HuggingFaceSink, require_own_tokenizer
+    from megachameleon.tokens.vocabulary import Vocabulary
+
+    if options.tokenizer is not None:
+        require_own_tokenizer(description, options.tokenizer)
+    pictures = None
+    if options.image_tokenizer is not None and description.vocabulary is not None:
+        vocabulary = Vocabulary.from_dict(description.vocabulary, origin=str(description.origin))
+        pictures = open_picture_encoder(options.image_tokenizer, vocabulary)
+    elif source_kind == "hf":
+        pictures = picture_encoder_within(description.origin)
+    tokenizer = options.tokenizer
+    if tokenizer is None and source_kind == "hf" and (description.origin / "tokenizer.json").is_file():
+        tokenizer = description.origin
+    return HuggingFaceSink(description, dtype, tokenizer, pictures, options.shard_bytes or SHARD_BYTES)
+
+
+def target_dtype(description: Description, options: Options) -> torch.dtype:
+    """The type of the weights to be written: as asked, as stored, or fp32 where neither bf16 nor fp32 is stored."""
+    if options.dtype is not None:
+        return DTYPES[options.dtype]
+    return description.dtype if description.dtype in DTYPES.values() else torch.float32
