@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,32 +117,33 @@ class Checkpointer:
         self._collect()
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint; all ranks compare a share of its bytes with their hashes, and agree.
-
-        A damaged one is named, set aside, and the one before it is taken. The main process says which there are, so
-        that a slow file system cannot part the ranks.
+        """The newest whole checkpoint, from which a start of the program goes on; all ranks agree.
 
         Raises:
             ValueError: there are checkpoints but none is whole, one is of another format, or a rank does not see it.
         """
         self.wait()
         names, lost = self._agree(self._list() if self.context.is_main else ([], ""))
-        for name in names:
-            checkpoint = self.folder / name
-            damage = self._agree_on_damage(checkpoint)
-            if damage is None:
-                if self.context.is_main:
-                    self._mend_latest(checkpoint)
-                return checkpoint
-            if self.context.is_main:
-                self._say(f"{damage}; set aside as {set_aside(checkpoint).name}, looking for the one before it")
-        if names or lost:
+        checkpoint = self._first_whole(names)
+        if checkpoint is not None and self.context.is_main:
+            self._mend_latest(checkpoint)
+        if checkpoint is None and (names or lost):
             what = ", ".join(f"{name} is damaged" for name in names) or lost
             raise ValueError(
                 f"{self.folder}: this run has had checkpoints, but none is whole ({what}); restore one, or choose "
                 "another output_dir (or move this folder away) to start anew"
             )
-        return None
+        return checkpoint
+
+    def newest_before(self, step: int) -> Path | None:
+        """The newest whole checkpoint of before a step, if there is one; all ranks agree. Later ones stay as they are.
+
+        Raises:
+            ValueError: as `newest`.
+        """
+        self.wait()
+        found = reversed(named_checkpoints(self.folder)) if self.context.is_main else ()
+        return self._first_whole(self._agree([path.name for path in found if step_of(path) < step]))
 
     def load(self, checkpoint: Path, state: TrainingState) -> Progress:
         """Fill weights and optimizer from what `newest` has found."""
@@ -275,6 +277,21 @@ class Checkpointer:
         if latest != newest.name:
             self._say(f"{self.folder / LATEST_FILE}: names {latest or 'nothing'}; going on from {newest.name}")
             write_text(self.folder / LATEST_FILE, newest.name + "\n")
+
+    def _first_whole(self, names: Sequence[str]) -> Path | None:
+        """The first whole one; all ranks compare a share of its bytes with their hashes.
+
+        A damaged one is named, set aside, and the next is taken. Names come from the main process, so that a slow file
+        system cannot part the ranks.
+        """
+        for name in names:
+            checkpoint = self.folder / name
+            damage = self._agree_on_damage(checkpoint)
+            if damage is None:
+                return checkpoint
+            if self.context.is_main:
+                self._say(f"{damage}; set aside as {set_aside(checkpoint).name}, looking for the one before it")
+        return None
 
     def _agree_on_damage(self, checkpoint: Path) -> str | None:
         """What is wrong with a checkpoint's bytes, the same on all ranks; None: nothing.

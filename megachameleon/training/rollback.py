@@ -2,18 +2,16 @@
 
 A roll-back is a function of the reports and of the checkpoints. So there is nothing to remember about it but what the
 next checkpoint holds: a run that is killed before then resumes from the same checkpoint, meets the same trouble and
-rolls back again, to the same numbers. For this, checkpoints of the abandoned steps are deleted first.
+rolls back again, to the same numbers. For this, checkpoints of the abandoned steps are deleted before anything else.
 """
 
 import json
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
-from megachameleon.checkpoint.folder import complete_checkpoints, step_of
+from megachameleon.checkpoint.folder import step_of
 from megachameleon.console import FailureError
 from megachameleon.parallel.replicas import gather_parameters
 from megachameleon.training.batches import require_enough_samples
@@ -38,15 +36,13 @@ def roll_back(trainer: "Trainer", event: "StepEvent", verdict: Verdict) -> None:
     if trainer.progress.rollbacks >= most:
         raise FailureError(f"{verdict.reason}; stopped, since faults.max_rollbacks={most} roll-backs were made already")
     gather_parameters(trainer.state.model, trainer.config.parallel)  # nothing may arrive after the weights are loaded
-    step = _newest_before(trainer, since)
-    if step is None:
-        raise FailureError(
-            f"{verdict.reason}; stopped, since no checkpoint is older than step {since}: set checkpoint.every lower"
-        )
-    trainer.checkpointer.delete_after(step)
-    checkpoint = trainer.checkpointer.newest()
+    checkpoint = trainer.checkpointer.newest_before(since)
     if checkpoint is None:
-        raise FailureError(f"{verdict.reason}; stopped, since the checkpoint of step {step} is gone")
+        raise FailureError(
+            f"{verdict.reason}; stopped, since no checkpoint is older than step {since}: set checkpoint.every lower "
+            "or checkpoint.keep_last higher"
+        )
+    trainer.checkpointer.delete_after(step_of(checkpoint))  # only now, when it is known to be whole
     rollbacks, end = trainer.progress.rollbacks + 1, event.samples[1]
     lr_factor = trainer.progress.lr_factor * verdict.lr_scale
     trainer.load(checkpoint)
@@ -64,15 +60,6 @@ def roll_back(trainer: "Trainer", event: "StepEvent", verdict: Verdict) -> None:
         raise FailureError(f"{verdict.reason}; rolled back to step {trainer.step}, but {error}") from error
     if trainer.context.is_main:
         _log(trainer, event.step, skipped)
-
-
-def _newest_before(trainer: "Trainer", since: int) -> int | None:
-    """The step of the newest checkpoint whose last step is before `since`; all ranks agree."""
-    trainer.checkpointer.wait()
-    found = complete_checkpoints(trainer.checkpointer.folder) if trainer.context.is_main else []
-    choice: list[Any] = [max((step for step in map(step_of, found) if step < since), default=None)]
-    dist.broadcast_object_list(choice, src=0)
-    return choice[0]
 
 
 def _log(trainer: "Trainer", at: int, skipped: SkippedSamples) -> None:

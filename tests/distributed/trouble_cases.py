@@ -55,9 +55,21 @@ class DieAfter(Callback):
             raise KeyError("killed")
 
 
-def run_with_a_bad_sample(config, action, *, dies):
+class Damage(Callback):
+    """Flips a bit of the checkpoint after step 4 as soon as that after step 6 is there."""
+
+    def on_step(self, trainer, event):
+        if event.step == 7:
+            trainer.checkpointer.wait()
+            path = trainer.checkpointer.folder / "step_00000004/tensors_00000.safetensors"
+            data = bytearray(path.read_bytes())
+            data[-5] ^= 1
+            path.write_bytes(data)
+
+
+def run_with_a_bad_sample(config, action, *, dies, damaged=False):
     """Progress, lines of metrics, and final weights; what it was told where it failed."""
-    callbacks = [*build_callbacks(config), *([DieAfter()] if dies else [])]
+    callbacks = [*build_callbacks(config), *([DieAfter()] if dies else []), *([Damage()] if damaged else [])]
     with (
         mock.patch("megachameleon.training.trainer.build_guards", lambda config: [BadSample(action)]),
         parallel_context(config.parallel) as context,

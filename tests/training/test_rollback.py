@@ -76,3 +76,21 @@ def test_a_lower_rate_lasts(workers, config):
 def test_what_ends_the_run(workers, config, action, overrides, told):
     [text] = workers.run(1, run_action, config(*SETTINGS, *overrides), action)
     assert told in text
+
+
+def run_damaged(config):
+    return run_with_a_bad_sample(config, "rollback", dies=False, damaged=True)
+
+
+def test_only_what_is_whole_is_rolled_back_to(workers, config):
+    [(progress, _, _)] = workers.run(1, run_damaged, config(*SETTINGS, "checkpoint.keep_last=3"))
+    [skipped] = progress.skipped
+    assert (progress.step, skipped.first, skipped.last) == (10, 16, 55), "from step 2 on"
+
+
+def test_nothing_is_deleted_for_a_checkpoint_that_is_damaged(workers, config):
+    settings = config(*SETTINGS)
+    [text] = workers.run(1, run_damaged, settings)
+    assert "no checkpoint is older than step 6" in text and "keep_last higher" in text
+    names = {path.name for path in (Path(settings.output_dir) / "checkpoints").iterdir()}
+    assert names == {"latest", "step_00000004.damaged", "step_00000006"}
