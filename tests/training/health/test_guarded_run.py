@@ -79,7 +79,7 @@ def run_with(config, *, corrupted, guard=None):
         return gather(trainer.state.model, context, gradients=False), troubles.reasons
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_corrupt_batch_leaves_no_trace(workers, config, world_size):
     """The run equals, bit for bit, one on clean data that leaves out the update of that step."""
     seen, reasons = workers.run(world_size, run_corrupted, config(*BASE, output="corrupted"))[0]
