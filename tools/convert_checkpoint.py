@@ -58,12 +58,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Convert and, if asked, verify."""
+    _require_sensible(arguments)
     from megachameleon.checkpoint.formats.conversion import convert
     from megachameleon.checkpoint.formats.registry import Options, make_sink, open_source
-    from megachameleon.checkpoint.formats.verifying import require_verifiable
 
-    _require_sensible(arguments)
     if arguments.verify:
+        from megachameleon.checkpoint.formats.verifying import require_verifiable
+
         require_verifiable({arguments.source_kind, arguments.kind})
     options = Options(
         dtype=arguments.dtype,

@@ -109,6 +109,15 @@ def _require_same_job(folder: Path, destination: Path, source: Source, files: Se
         )
     write_json(path, job)
     (folder / RECORDS).mkdir(exist_ok=True)
+    _remove_remains(folder, {file.name for file in files if _record_path(folder, file.name).is_file()})
+
+
+def _remove_remains(folder: Path, finished: set[str]) -> None:
+    """Delete what a killed process has begun, so that nothing of it ends up in the destination."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        name = str(path.relative_to(folder))
+        if name not in finished and path.name != JOB_FILE and path.parent != folder / RECORDS:
+            path.unlink()
 
 
 def _write(source: Source, sink: Sink, file: OutputFile, folder: Path) -> None:

@@ -1,0 +1,195 @@
+"""Complete or invisible: kills, resumption, refusals; and the command itself."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from converting import CASES, convert_checkpoint, save_filled
+from plain_weights import draw
+from safetensors.torch import load_file, save_file
+
+from megachameleon.config import load_config
+
+ROOT = Path(__file__).parents[3]
+SMALL = {"shard_bytes": 250_000}
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    overrides = CASES["swin, 4 groups"]
+    weights = draw(load_config("debug", overrides).model)
+    return save_filled(overrides, weights, tmp_path_factory.mktemp("ours") / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(ours, tmp_path_factory):
+    return convert_checkpoint(("megatron", "hf"), ours, tmp_path_factory.mktemp("hf") / "hf", **SMALL)
+
+
+def contents(folder):
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name in (name for name in found if name.endswith("manifest.json")):
+        values = json.loads(found[name])
+        del values["versions"], values["sha256"]  # a commit beside the test changes the first, and so the second
+        found[name] = json.dumps(values).encode()
+    return found
+
+
+@pytest.mark.parametrize("kinds", [("megatron", "hf"), ("hf", "megatron")], ids="-".join)
+def test_the_same_command_goes_on_after_a_kill(kinds, ours, exported, tmp_path):
+    """Killed in a child at operations on files all over the conversion; each time what is left is resumed."""
+    source = ours if kinds[0] == "megatron" else exported
+    options = SMALL if kinds[1] == "hf" else {"tensor_parallel": 4, "pipeline_parallel": 2}
+    whole = contents(convert_checkpoint(kinds, source, tmp_path / "whole", **options))
+    number, kills = 1, 0
+    while True:
+        target = tmp_path / f"target{number}"
+        child = os.fork()
+        if child == 0:
+            left = [number]
+
+            def hook(event, arguments, left=left):
+                if event in ("open", "os.rename", "os.remove", "shutil.rmtree") and "tmp" in str(arguments[0]):
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            torch.set_num_threads(1)  # a child cannot use the parent's threads
+            sys.addaudithook(hook)
+            convert_checkpoint(kinds, source, target, **options)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        kills += 1
+        if not target.exists():  # it has no name before it is whole
+            convert_checkpoint(kinds, source, target, **options)
+        assert contents(target) == whole
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        number += 17
+    assert kills > 5
+
+
+def test_finished_files_are_not_written_again(ours, tmp_path, monkeypatch):
+    from megachameleon.checkpoint.formats import conversion
+
+    written = []
+    write = conversion.write_safetensors
+
+    def fail_at_third(path, pieces, tensors):
+        written.append(path.name)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        return write(path, pieces, tensors)
+
+    monkeypatch.setattr(conversion, "write_safetensors", fail_at_third)
+    with pytest.raises(OSError, match="No space left"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
+    assert not (tmp_path / "hf").exists()
+    convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
+    assert len(set(written)) == len(written) - 1  # the one that failed
+
+
+def test_what_another_conversion_left_is_not_taken(ours, exported, tmp_path, monkeypatch):
+    from megachameleon.checkpoint.formats import conversion
+
+    monkeypatch.setattr(conversion, "_write", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "dst", **SMALL)
+    monkeypatch.undo()
+    for kinds, source, options in ((("hf", "hf"), exported, SMALL), (("megatron", "hf"), ours, {})):
+        with pytest.raises(ValueError, match="was left by another conversion to dst"):
+            convert_checkpoint(kinds, source, tmp_path / "dst", **options)
+    convert_checkpoint(("megatron", "hf"), ours, tmp_path / "dst", **SMALL)
+
+
+def test_an_existing_destination_is_refused(ours, tmp_path):
+    (tmp_path / "dst").mkdir()
+    with pytest.raises(ValueError, match="dst: exists already"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "dst")
+    assert list((tmp_path / "dst").iterdir()) == []
+
+
+def test_two_at_once_are_refused(ours, tmp_path):
+    from megachameleon.checkpoint.formats.conversion import _owned, temporary_folder
+
+    with _owned(temporary_folder(tmp_path / "dst")), pytest.raises(ValueError, match="another conversion is writing"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "dst")
+
+
+def test_values_that_are_not_finite_are_refused(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "hf")
+    name = "model.layers.1.mlp.down_proj.weight"
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(file)
+    tensors[name][3, 4] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"1 values of decoder.layers.mlp.linear_fc2.weight@1,0,0 are not finite"):
+        convert_checkpoint(("hf", "megatron"), folder, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(ours, tmp_path):
+    copy = shutil.copytree(ours, tmp_path / "copy")
+    (file,) = copy.rglob("tensors_00000.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="its SHA-256 differs"):
+        convert_checkpoint(("megatron", "hf"), copy, tmp_path / "hf")
+
+
+def test_a_full_disk_is_seen_beforehand(ours, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    with pytest.raises(ValueError, match="the converted checkpoint needs about 1 MB and 0 MB are free"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("model.qk_norm=rmsnorm", "model.qk_norm=rmsnorm, and transformers"), ("model.norm_eps=1e-6", "norm_eps=1e-06")],
+)
+def test_models_that_transformers_does_not_have_are_refused(change, said, tmp_path):
+    from converting import save_chunks
+
+    from megachameleon.model.decoder import build_decoder
+    from megachameleon.model.kernels.table import choose_kernels
+    from megachameleon.parallel.context import parallel_context
+
+    config = load_config("debug", [change])
+    with parallel_context(config.parallel) as context:
+        kernels = choose_kernels(config.kernels)
+        decoder = build_decoder(config.model, config.parallel, kernels, context.groups, dtype=torch.float32, seed=0)
+        save_chunks(config, [decoder], context, tmp_path / "ours")
+    with pytest.raises(ValueError, match=said):
+        convert_checkpoint(("megatron", "hf"), tmp_path / "ours", tmp_path / "hf")
+    convert_checkpoint(("megatron", "megatron"), tmp_path / "ours", tmp_path / "again", tensor_parallel=2)
+
+
+def test_the_command_converts_and_verifies(ours, tmp_path):
+    pytest.importorskip("transformers", reason="one side of --verify")
+
+    def run(*arguments):
+        command = [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)]
+        return subprocess.run(
+            command, check=False, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+
+    done = run("--from", "megatron", "--to", "hf", ours, tmp_path / "hf", "--dtype", "bf16", "--workers", 1, "--verify")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("note: no text tokenizer") and "in 1 file" in lines[-2]
+    assert lines[-1].startswith("verified: largest logit difference ")
+    assert float(lines[-1].split()[4]) < 1e-4
+    again = run("--from", "megatron", "--to", "hf", ours, tmp_path / "hf")
+    assert again.returncode == 2
+    assert again.stderr == f"error: {tmp_path / 'hf'}: exists already; remove it or choose another destination\n"
+    useless = run("--from", "megatron", "--to", "hf", ours, tmp_path / "other", "--tensor-parallel", 2)
+    assert useless.returncode == 2 and "--tensor-parallel: says nothing about --from megatron --to hf" in useless.stderr
