@@ -38,9 +38,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=["bf16", "fp32"], help="of the weights (default: as stored); fp32 takes a run's masters"
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="text tokenizer that goes with the checkpoint")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="text tokenizer (default: the run's own)")
     parser.add_argument(
-        "--image-tokenizer", type=Path, metavar="FOLDER", help="VQ-GAN that goes with it, for --to hf (model.vqmodel)"
+        "--image-tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="VQ-GAN for --to hf (default: the run's own)",
     )
     parser.add_argument(
         "--qk-norm-groups", type=int, metavar="G", help="hf: groups of heads with a QK-norm each (default: its config)"
@@ -79,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
     source = open_source(arguments.source_kind, arguments.source, options)
     if arguments.verify and source.description.is_variant:
         raise ValueError(f"--verify: transformers does not load {arguments.source}, a variant; leave it out")
-    sink = make_sink(arguments.kind, arguments.source_kind, source.description, options)
+    sink = make_sink(arguments.kind, source.description, options)
     _tell(source.description, sink.notes)
     done = convert(source, sink, arguments.destination, workers=arguments.workers)
     again = f", {done.files_found} of them from an interrupted conversion" if done.files_found else ""

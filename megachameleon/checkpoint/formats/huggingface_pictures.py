@@ -71,11 +71,14 @@ class PictureEncoder:
                 shutil.copyfile(source / name, folder / BESIDE / name)
 
 
-def open_picture_encoder(path: Path, vocabulary: Vocabulary) -> PictureEncoder:
+def open_picture_encoder(path: Path, vocabulary: Vocabulary, fingerprint: str | None) -> PictureEncoder:
     """From an image tokenizer's folder.
 
+    Args:
+        fingerprint: of the one that made the data, where it is known.
+
     Raises:
-        ValueError: it is damaged, not a VQ-GAN, or has other codes than the vocabulary.
+        ValueError: it is damaged, not a VQ-GAN, another than that, or has other codes than the vocabulary.
     """
     header = read_json(path / TOKENIZER_CONFIG)
     tokenizer = ImageTokenizer.load(path)  # compares hashes
@@ -88,6 +91,11 @@ def open_picture_encoder(path: Path, vocabulary: Vocabulary) -> PictureEncoder:
         raise ValueError(
             f"{path}: has {tokenizer.num_codes} codes on a grid of {tokenizer.grid}, the checkpoint's vocabulary "
             f"{vocabulary.num_image_codes} on {vocabulary.image_grid}; give the image tokenizer that made its data"
+        )
+    if fingerprint not in (None, tokenizer.fingerprint):
+        raise ValueError(
+            f"{path}: is another image tokenizer ({tokenizer.fingerprint}) than the one that made the checkpoint's "
+            f"data ({fingerprint}); give that one with --image-tokenizer"
         )
     file = path / TOKENIZER_WEIGHTS
     tensors = {}

@@ -172,21 +172,3 @@ class HuggingFaceSink:
         export_text_tokenizer(TextTokenizer.load(self.tokenizer), folder)
         vocab: dict[str, int] = read_json(folder / TOKENIZER_FILES[0])["model"]["vocab"]
         return vocab
-
-
-def require_own_tokenizer(description: Description, folder: Path) -> None:
-    """Refuse a text tokenizer to which the checkpoint's ids mean something else.
-
-    Raises:
-        ValueError: its vocabulary or its fingerprint is another.
-    """
-    tokenizer = TextTokenizer.load(folder)
-    if description.vocabulary is not None:
-        mine = Vocabulary.from_dict(description.vocabulary, origin=str(description.origin))
-        mine.require_same(tokenizer.vocabulary, str(description.origin), str(folder))
-    known = description.tokenizers.get("text")
-    if known not in (None, tokenizer.fingerprint):
-        raise ValueError(
-            f"{folder}: is another text tokenizer ({tokenizer.fingerprint}) than the one that made the data of "
-            f"{description.origin} ({known}); give that one with --tokenizer"
-        )

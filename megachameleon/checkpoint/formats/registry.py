@@ -48,7 +48,7 @@ def open_source(kind: Kind, path: Path, options: Options) -> Source:
     )
 
 
-def make_sink(kind: Kind, source_kind: Kind, description: Description, options: Options) -> Sink:
+def make_sink(kind: Kind, description: Description, options: Options) -> Sink:
     """A format to write.
 
     Raises:
@@ -59,21 +59,11 @@ def make_sink(kind: Kind, source_kind: Kind, description: Description, options: 
         from megachameleon.checkpoint.formats.megatron_sink import MegatronSink
 
         return MegatronSink(description, dtype, options.tensor_parallel, options.pipeline_parallel)
-    from megachameleon.checkpoint.formats.huggingface_pictures import open_picture_encoder, picture_encoder_within
-    from megachameleon.checkpoint.formats.huggingface_sink import SHARD_BYTES, HuggingFaceSink, require_own_tokenizer
-    from megachameleon.tokens.vocabulary import Vocabulary
+    from megachameleon.checkpoint.formats.huggingface_beside import own_pictures, own_tokenizer
+    from megachameleon.checkpoint.formats.huggingface_sink import SHARD_BYTES, HuggingFaceSink
 
-    if options.tokenizer is not None:
-        require_own_tokenizer(description, options.tokenizer)
-    pictures = None
-    if options.image_tokenizer is not None and description.vocabulary is not None:
-        vocabulary = Vocabulary.from_dict(description.vocabulary, origin=str(description.origin))
-        pictures = open_picture_encoder(options.image_tokenizer, vocabulary)
-    elif source_kind == "hf":
-        pictures = picture_encoder_within(description.origin)
-    tokenizer = options.tokenizer
-    if tokenizer is None and source_kind == "hf" and (description.origin / "tokenizer.json").is_file():
-        tokenizer = description.origin
+    tokenizer = own_tokenizer(description, options.tokenizer)
+    pictures = own_pictures(description, options.image_tokenizer)
     return HuggingFaceSink(description, dtype, tokenizer, pictures, options.shard_bytes or SHARD_BYTES)
 
 

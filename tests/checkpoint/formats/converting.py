@@ -21,6 +21,7 @@ from megachameleon.parallel.context import parallel_context
 from megachameleon.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.compact(num_text_ids=100, num_image_codes=16, image_grid=(2, 4))
+TOKENIZERS = {"text": "t", "image": "i"}
 SIZE = ["model.vocab_size=128", "model.hidden_size=128", "model.ffn_hidden_size=160", "model.num_layers=2"]
 CASES = {
     "pre-norm, 1 group": [*SIZE, "model.num_attention_heads=8", "model.num_query_groups=8"],
@@ -39,7 +40,7 @@ def save_chunks(config, chunks, context, root):
         data_fingerprint="x",
         versions={},
         vocabulary=asdict(VOCABULARY),
-        tokenizers={"text": "t", "image": "i"},
+        tokenizers=dict(TOKENIZERS),
         files={},
         lineage=Lineage(datasets={}, parent=None, starts=()).to_dict(),
     )
@@ -90,7 +91,7 @@ def convert_checkpoint(kinds, source, destination, *, workers=1, **options):
     """`kinds`: such as ("megatron", "hf"). Returns the destination."""
     chosen = Options(**options)
     opened = open_source(kinds[0], Path(source), chosen)
-    sink = make_sink(kinds[1], kinds[0], opened.description, chosen)
+    sink = make_sink(kinds[1], opened.description, chosen)
     convert(opened, sink, Path(destination), workers=workers)
     return destination
 

@@ -76,24 +76,22 @@ def test_the_text_tokenizer_goes_with_it(tokenizer, tmp_path, monkeypatch):
 
     text = TextTokenizer.load(tokenizer)
     monkeypatch.setattr(converting, "VOCABULARY", text.vocabulary)
-    overrides = [*CASES["pre-norm, 1 group"], f"model.vocab_size={text.vocabulary.size}"]
-    source = save_filled(overrides, draw(load_config("debug", overrides).model), tmp_path / "ours")
+    overrides = [*CASES["pre-norm, 1 group"], f"model.vocab_size={text.vocabulary.size}", f"data.tokenizer={tokenizer}"]
+    weights = draw(load_config("debug", overrides).model)
+    source = save_filled(overrides, weights, tmp_path / "other")
     with pytest.raises(ValueError, match=r"is another text tokenizer .* than the one that made the data"):
         convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf", tokenizer=tokenizer)
-    monkeypatch.setattr(TextTokenizer, "load", lambda folder, load=TextTokenizer.load: renamed(load(folder)))
-    hf = convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf", tokenizer=tokenizer)
+    plain = convert_checkpoint(("megatron", "hf"), source, tmp_path / "plain")
+    assert not (plain / "tokenizer.json").exists()
+    monkeypatch.setitem(converting.TOKENIZERS, "text", text.fingerprint)
+    source = save_filled(overrides, weights, tmp_path / "ours")
+    hf = convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf")  # by the run's own data.tokenizer
     theirs = transformers.AutoTokenizer.from_pretrained(hf)
     assert theirs("green 7 squares").input_ids == [text.vocabulary.bos, *text.encode("green 7 squares")]
     names = json.loads((hf / "config.json").read_text())["vocabulary_map"]
     assert len(names) == text.vocabulary.size and sorted(names.values()) == list(range(text.vocabulary.size))
     again = convert_checkpoint(("hf", "hf"), hf, tmp_path / "again")
     assert (again / "tokenizer.json").read_bytes() == (hf / "tokenizer.json").read_bytes()
-
-
-def renamed(tokenizer):
-    """With the fingerprint that the checkpoints of these tests name."""
-    tokenizer.fingerprint = "t"
-    return tokenizer
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tokenizer, tmp_path):

@@ -9,6 +9,7 @@ from converting import CASES, VOCABULARY, convert_checkpoint, save_filled, tenso
 from plain_weights import draw, draw_tokens, run_decoder
 from safetensors.torch import load_file, save_file
 
+from megachameleon.checkpoint.formats.huggingface_pictures import open_picture_encoder
 from megachameleon.config import load_config
 from megachameleon.tokens.vocabulary import Vocabulary
 
@@ -114,16 +115,19 @@ def test_pictures_get_the_same_codes(image_tokenizer, tmp_path, monkeypatch):
     vocabulary = Vocabulary.compact(num_text_ids=80, num_image_codes=24, image_grid=(4, 4))
     assert vocabulary.size == 128
     monkeypatch.setattr(converting, "VOCABULARY", vocabulary)
+    ours = ImageTokenizer.load(image_tokenizer)
+    monkeypatch.setitem(converting.TOKENIZERS, "image", ours.fingerprint)
     overrides = CASES["swin, 4 groups"]
     source = save_filled(overrides, draw(load_config("debug", overrides).model), tmp_path / "ours")
     hf = convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf", image_tokenizer=image_tokenizer, dtype="bf16")
-    ours = ImageTokenizer.load(image_tokenizer)
     pictures = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     theirs = transformers.ChameleonForConditionalGeneration.from_pretrained(hf, dtype=torch.float32)
     found = theirs.model.get_image_tokens(pictures.float() / 127.5 - 1)
     assert torch.equal(found.long(), ours.encode(pictures) + vocabulary.image_code_start)
     beside = ImageTokenizer.load(hf / "image_tokenizer")
     assert beside.can_decode and beside.fingerprint == ours.fingerprint
+    with pytest.raises(ValueError, match="is another image tokenizer"):
+        open_picture_encoder(image_tokenizer, vocabulary, "of the data")
     again = convert_checkpoint(("hf", "hf"), hf, tmp_path / "again")
     assert tensors_of(again).keys() == tensors_of(hf).keys()
     assert ImageTokenizer.load(again / "image_tokenizer").fingerprint == ours.fingerprint
