@@ -27,6 +27,8 @@ LAYOUTS = {
     "PP2-DP2-distributed": (4, "pipeline_parallel=2 distributed_optimizer=true"),
     "TP2-SP-PP2-VPP2-DP2-overlap": (8, f"{SP} {INTERLEAVED} {OVERLAP}"),
 }
+STATE = 64 * 2 * 32 * 4 + 1_000
+"""Bytes of one hidden state of a micro-batch, and of the sums that all micro-batches leave."""
 QUICK = list(LAYOUTS)[:5]
 
 
@@ -39,8 +41,8 @@ def configuration(settings, *others):
     "layout", [*QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in LAYOUTS if x not in QUICK)]
 )
 def test_a_fake_rank_does_what_a_real_one_does(workers, layout):
-    """Messages to the byte, although the fake rank runs fewer micro-batches and continues the line; memory to 3 %:
-    real messages hold their tensors until they have ended, and a state is much of so small a model."""
+    """Messages to the byte, although the fake rank runs fewer micro-batches and continues the line; memory to a
+    hidden state, because real messages hold their tensors until they have ended."""
     world, settings = LAYOUTS[layout]
     config = configuration(settings)
     for rank, (peak, traffic) in enumerate(workers.run(world, count_real_steps, config)):
@@ -49,8 +51,8 @@ def test_a_fake_rank_does_what_a_real_one_does(workers, layout):
         assert fake.total == pytest.approx(sum(peak.values()), rel=0.03)
         for part in ("weights", "gradients", "optimizer"):
             assert fake.peak[part] == peak[part], part
-        assert fake.peak.get("head", 0) == pytest.approx(peak.get("head", 0), abs=2_000)  # sums of each micro-batch
-        assert fake.peak["activations"] == pytest.approx(peak["activations"], rel=0.02)
+        for part in ("activations", "head"):
+            assert fake.peak.get(part, 0) == pytest.approx(peak.get(part, 0), abs=STATE), part
 
 
 def test_a_step_continues_the_line_of_shorter_ones(monkeypatch):
