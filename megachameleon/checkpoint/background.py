@@ -30,11 +30,11 @@ class Background(Generic[T]):
         self._thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Return when nothing is being done."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Return when nothing is being done, or after so many seconds."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(seconds)
+            self._thread = self._thread if self._thread.is_alive() else None
 
     def results(self) -> list[T]:
         """What has been finished since this was last asked, without waiting.

@@ -11,7 +11,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class Save:
     texts: dict[str, str]
     """Small files by name."""
     retention: Retention
+    durable: Future[None] = field(default_factory=Future)
+    """Of this rank's share: done when it is on the disk, or with the error for which it is not."""
 
     @property
     def folder(self) -> Path:
@@ -111,11 +114,16 @@ def write_checkpoint(save: Save) -> SavedCheckpoint | None:
 
 def write_share(save: Save) -> None:
     """Write this rank's tensors, then the record that says so."""
-    save.folder.mkdir(parents=True, exist_ok=True)
-    name = _part_name(save.rank)
-    written = write_snapshot(save.folder / name, save.snapshot)
-    index = index_to_json(index_of(save.snapshot.tensors, name))
-    write_json(save.folder / _record_name(save.rank), {"name": name, **written, "index": index})
+    try:
+        save.folder.mkdir(parents=True, exist_ok=True)
+        name = _part_name(save.rank)
+        written = write_snapshot(save.folder / name, save.snapshot)
+        index = index_to_json(index_of(save.snapshot.tensors, name))
+        write_json(save.folder / _record_name(save.rank), {"name": name, **written, "index": index})
+    except BaseException as error:
+        save.durable.set_exception(_in_words(save, error))
+        raise
+    save.durable.set_result(None)
 
 
 def publish(save: Save) -> tuple[Path, int]:
@@ -169,7 +177,7 @@ def _cleaning_up(save: Save) -> Iterator[None]:
     try:
         yield
     except (OSError, SaveError) as error:
-        said = error if isinstance(error, SaveError) else SaveError(_describe(save, error))
+        said = _in_words(save, error)
         if save.rank:
             _leave_note(save, str(said))
         else:
@@ -187,13 +195,16 @@ def _leave_note(save: Save, reason: str) -> None:
             write_json(save.folder / f"failed_{save.rank:05d}.json", {"reason": reason})
 
 
-def _describe(save: Save, error: OSError) -> str:
-    path = Path(error.filename) if error.filename else save.folder / _part_name(save.rank)
-    number = error.errno or 0
-    reason = REASONS.get(number, os.strerror(number) if number else str(error))
-    return (
-        f"{save.root}: rank {save.rank} cannot write {path.name} of {checkpoint_name(save.manifest.step)}, {reason} "
-        f"({error.strerror}); earlier checkpoints are as they were: mend this, then run the same command again"
+def _in_words(save: Save, error: BaseException) -> SaveError:
+    if isinstance(error, SaveError):
+        return error
+    name, reason = _part_name(save.rank), f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno:
+        name = Path(error.filename or name).name
+        reason = f"{REASONS.get(error.errno, os.strerror(error.errno))} ({error.strerror})"
+    return SaveError(
+        f"{save.root}: rank {save.rank} cannot write {name} of {checkpoint_name(save.manifest.step)}, {reason}; "
+        "earlier checkpoints are as they were: mend this, then run the same command again"
     )
 
 

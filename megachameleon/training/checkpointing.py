@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from megachameleon.checkpoint.loading import (
     verify_share,
 )
 from megachameleon.checkpoint.retention import Retention, delete_after, new_owner, recover, set_aside
-from megachameleon.checkpoint.saving import Save, SavedCheckpoint, small_files, write_checkpoint
+from megachameleon.checkpoint.saving import Save, SavedCheckpoint, SaveError, small_files, write_checkpoint
 from megachameleon.checkpoint.snapshot import HostMemory, available_memory, live_snapshot
 from megachameleon.checkpoint.state import common_state, training_state
 from megachameleon.config import RunConfig
@@ -45,6 +46,8 @@ from megachameleon.training.progress import Progress
 from megachameleon.training.step import TrainingState
 
 CHECKPOINT_FOLDER = "checkpoints"
+NOTE_SECONDS = 5.0
+"""In which the note of a rank that could not write is seen, if it could leave one."""
 
 
 class Checkpointer:
@@ -62,6 +65,8 @@ class Checkpointer:
         self._lineage: Lineage | None = None
         self._memory = HostMemory(context.device)
         self._writer: Background[SavedCheckpoint | None] = Background("checkpoint")
+        self._share: Future[None] | None = None
+        """This rank's part of the newest save, until all ranks have met over it."""
         self._finished: list[Path] = []
         self._warned = False
 
@@ -90,12 +95,15 @@ class Checkpointer:
                 keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every
             ),
         )
+        self._share = save.durable
         self._writer.start(lambda: write_checkpoint(save))
         if not asynchronous:
+            self._wait_for_shares()
             self._writer.wait()
-            self.context.barrier()
         self.waited = time.perf_counter() - start
         self._collect()
+        if not asynchronous:
+            self.context.barrier()
 
     def finished(self) -> list[Path]:
         """Checkpoints that have become visible since this was last asked, without waiting; on the main process.
@@ -108,11 +116,12 @@ class Checkpointer:
         return finished
 
     def wait(self) -> None:
-        """Return when what this rank has saved is durable; on the main process: when all is visible.
+        """Return when what all ranks have saved is durable; on the main process: when it is visible.
 
         Raises:
             SaveError: as `save`.
         """
+        self._wait_for_shares()
         self._writer.wait()
         self._collect()
 
@@ -162,7 +171,8 @@ class Checkpointer:
         if self.config.checkpoint.init_from is None:
             self._begin_lineage("new", None, None)
             return
-        source = resolve_checkpoint(Path(self.config.checkpoint.init_from))
+        # The main process's choice, since that run may be saving its next checkpoint just now.
+        source = Path(self._agree(str(resolve_checkpoint(Path(self.config.checkpoint.init_from)))))
         manifest = parse_manifest(source)
         require_same_model(source, saved_config(source).model, self.config.model)
         saved_vocabulary(source, manifest).require_same(self.data.vocabulary, f"checkpoint {source}", "data.tokenizer")
@@ -200,6 +210,24 @@ class Checkpointer:
                 f"checkpoint.asynchronous: copies of {on_node} ranks take about {needed / 1e9:.1f} GB of host memory, "
                 f"and {free / 1e9:.1f} GB are free; set checkpoint.asynchronous=false"
             )
+
+    def _wait_for_shares(self) -> None:
+        """Return when all ranks have written, or could not.
+
+        The main process's thread looks for files alone, and would look for those of a dead rank for ever. In a
+        collective a dead rank is noticed at once; and none goes on to a step, where waiting counts as hanging much
+        sooner, while another still writes.
+        """
+        if self._share is None:
+            return
+        error, self._share = self._share.exception(), None
+        told: list[Any] = [None] * self.context.world_size
+        dist.all_gather_object(told, None if error is None else str(error))
+        failed = next(filter(None, told), None)
+        if failed and error is None and self.context.is_main:
+            self._writer.wait(NOTE_SECONDS)
+            if self._writer.busy:  # where not even a note can be left
+                raise SaveError(failed)
 
     def _let_previous_finish(self, step: int) -> None:
         if self._writer.busy and not self._warned and self.context.is_main:

@@ -68,6 +68,23 @@ def test_a_run_begins_with_the_weights_of_another(workers, source, config, world
         assert torch.equal(weights[name], rounded), name
 
 
+def beginning_beside_a_saving_run(config):
+    """Steps of the sources that ranks take when the first sees an older newest checkpoint than the others."""
+    import megachameleon.training.checkpointing as checkpointing
+
+    with parallel_context(config.parallel) as context, pytest.MonkeyPatch.context() as patch:
+        root = Path(config.checkpoint.init_from) / "checkpoints"
+        found = root / ("step_00000004" if context.rank else "step_00000002")
+        patch.setattr(checkpointing, "resolve_checkpoint", lambda path: found)
+        trainer = build_trainer(config, context)
+        return trainer.checkpointer._lineage.parent.step
+
+
+def test_all_ranks_begin_with_the_same_checkpoint(workers, source, config):
+    settings = config(*TRAIN, f"checkpoint.init_from={source[0].output_dir}")
+    assert workers.run(2, beginning_beside_a_saving_run, settings) == [2, 2]
+
+
 def test_the_chain_of_starts_and_the_parent_are_recorded(workers, source, config):
     before, _ = source
     settings = config(*TRAIN, f"checkpoint.init_from={before.output_dir}")

@@ -1,5 +1,6 @@
 """What a rank does wrong in the tests that bring a run down; each is called in every rank before the tool runs."""
 
+import errno
 import os
 import signal
 import time
@@ -92,3 +93,24 @@ def slow(rank: int, struck: Path):
                 yield
 
         losses.ForwardClock.forward = slowed
+
+
+def kill_in_a_save(rank: int, struck: Path):
+    """Rank 1 is killed while it writes its share of a checkpoint, and leaves no note of it."""
+    from megachameleon.checkpoint import saving
+
+    if rank == 1:
+        saving.write_snapshot = lambda *_: _strike(struck, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def fail_in_a_save(rank: int, struck: Path):
+    """Rank 1 can write neither its share of a checkpoint nor a note that says so."""
+    from megachameleon.checkpoint import saving
+
+    def refuse(path, snapshot):
+        struck.touch()
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    if rank == 1:
+        saving.write_snapshot = refuse
+        saving._leave_note = lambda *_: None

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from misbehaviour import fail, hang, kill, nan_for_ever, slow, term
+from misbehaviour import fail, fail_in_a_save, hang, kill, kill_in_a_save, nan_for_ever, slow, term
 from rank_lives import fork_server, live
 
 from megachameleon.config import to_yaml
@@ -88,3 +88,21 @@ def test_a_slow_rank_is_named_once(run):
     assert ended.statuses == [0, 0], ended.logs
     named = [line for line in ended.logs[0].splitlines() if "is slow" in line]
     assert len(named) == 1 and re.match(r"rank 1 \(.+\) is slow: forward passes take \d+ ms a step", named[0])
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_rank_that_is_killed_in_a_save_is_not_waited_for(run, asynchronous):
+    """At the end of a run the main process waits for the files of all ranks, and for nothing else."""
+    ended = run(kill_in_a_save, "training.num_steps=3", f"checkpoint.asynchronous={asynchronous}")
+    assert ended.statuses == [1, -9], ended.logs
+    [line] = errors(ended.logs[0])
+    assert re.search(r"rank 1 \(.+\) died without a word", line)
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_rank_that_can_write_nothing_at_all_is_not_waited_for(run, asynchronous):
+    ended = run(fail_in_a_save, "training.num_steps=3", f"checkpoint.asynchronous={asynchronous}")
+    assert ended.statuses == [2, 2], ended.logs
+    for log in ended.logs:
+        [line] = errors(log)
+        assert "permission is denied" in line and "rank 1" in line, line
