@@ -77,6 +77,18 @@ def test_the_same_command_goes_on_after_a_kill(kinds, ours, exported, tmp_path):
     assert kills > 5
 
 
+def test_what_a_kill_has_begun_does_not_end_up_in_the_destination(ours, exported, tmp_path, monkeypatch):
+    from megachameleon.checkpoint.formats import conversion
+
+    monkeypatch.setattr(conversion, "_complete", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
+    monkeypatch.undo()
+    for name in (".config.json.host.7.tmp", "model-00009-of-00009.safetensors.partial"):
+        (conversion.temporary_folder(tmp_path / "hf") / name).write_text("{")
+    assert contents(convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)) == contents(exported)
+
+
 def test_finished_files_are_not_written_again(ours, tmp_path, monkeypatch):
     from megachameleon.checkpoint.formats import conversion
 
