@@ -11,6 +11,7 @@ import torch
 
 from megachameleon.checkpoint.folder import CONFIG_FILE, read_manifest, step_of
 from megachameleon.checkpoint.loading import require_same_model, saved_config, saved_vocabulary
+from megachameleon.checkpoint.saving import SaveError
 from megachameleon.config import RunConfig, save_config
 from megachameleon.config.durations import parse_duration
 from megachameleon.console import FailureError
@@ -137,6 +138,9 @@ class Trainer:
                 self._announce_checkpoints()
                 self.pulse.enter("training")
             self._end(stop)
+        except FailureError:
+            self._finish_save()
+            raise
         finally:
             for callback in self.callbacks:
                 callback.on_end(self)
@@ -152,6 +156,15 @@ class Trainer:
         reason = self.requests.obeyed(stop) if stop else ""
         if self.step < self.config.training.num_steps:
             raise StoppedError(f"{reason}; step {self.step} is saved")
+
+    def _finish_save(self) -> None:
+        """Before a failure on which all ranks agree: the checkpoint that is being written must not die with them."""
+        self.pulse.enter("stopping")
+        try:
+            self.checkpointer.wait()
+        except SaveError as error:  # said beside the failure, not in its place
+            print(error, file=sys.stderr, flush=True)
+        self.context.barrier()  # the launcher ends all when the first one leaves
 
     def _leave_if_asked(self) -> None:
         """End the start-up on all ranks if one was asked to stop. Nothing is saved, since nothing was trained."""

@@ -1,12 +1,19 @@
 """Verdicts of guards: going back and on with other samples, a lower rate, a stop."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from trouble_cases import BAD_SAMPLE, run_with_a_bad_sample
+from cases import build_trainer
+from trouble_cases import BAD_SAMPLE, BadSample, run_with_a_bad_sample
+
+from megachameleon.checkpoint import saving
+from megachameleon.console import FailureError
+from megachameleon.parallel.context import parallel_context
 
 SETTINGS = ["training.num_steps=10", "training.validate_every=0", "checkpoint.every=2", "model.dropout=0.1"]
 
@@ -94,3 +101,22 @@ def test_nothing_is_deleted_for_a_checkpoint_that_is_damaged(workers, config):
     assert "no checkpoint is older than step 6" in text and "keep_last higher" in text
     names = {path.name for path in (Path(settings.output_dir) / "checkpoints").iterdir()}
     assert names == {"latest", "step_00000004.damaged", "step_00000006"}
+
+
+def stop_while_saving(config):
+    """Checkpoints that are there when a run ends that fails a step after a save which takes a while."""
+    write = saving.write_snapshot
+    with (
+        mock.patch.object(saving, "write_snapshot", lambda *a: (time.sleep(1), write(*a))[1]),
+        mock.patch("megachameleon.training.trainer.build_guards", lambda config: [BadSample("stop")]),
+        parallel_context(config.parallel) as context,
+    ):
+        trainer = build_trainer(config, context)
+        with pytest.raises(FailureError, match="bad sample at step 6; stopped"):
+            trainer.run()
+        return {path.name for path in trainer.checkpointer.folder.iterdir()}
+
+
+def test_a_run_that_a_guard_ends_finishes_its_checkpoint(workers, config):
+    settings = config(*SETTINGS, "checkpoint.every=3")
+    assert workers.run(2, stop_while_saving, settings)[0] == {"latest", "step_00000003", "step_00000006"}
