@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import megachameleon
-from megachameleon.checkpoint.folder import MANIFEST_FILE, CheckpointManifest, step_of
+from megachameleon.checkpoint.folder import MANIFEST_FILE, CheckpointManifest, parse_manifest
 from megachameleon.files import sha256_of
 
 
@@ -23,9 +23,9 @@ class Ancestor:
 
     @classmethod
     def of(cls, checkpoint: Path) -> "Ancestor":
-        """A checkpoint on the disk."""
+        """A checkpoint on the disk, whatever its folder is called by now."""
         path = checkpoint.absolute()
-        return cls(path=str(path), step=step_of(path), manifest_sha256=sha256_of(path / MANIFEST_FILE))
+        return cls(path=str(path), step=parse_manifest(path).step, manifest_sha256=sha256_of(path / MANIFEST_FILE))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ collective, so a process can say where it hangs, and end itself, although its ma
 """
 
 import json
+import math
 import os
 import socket
 import sys
@@ -130,11 +131,14 @@ class Pulse:
 
     def _content(self) -> dict[str, Any]:
         idle = time.monotonic() - self._progress_at
+        # JSON knows neither NaN nor infinity, and who watches from outside may read it strictly.
+        unreal = [name for name, value in self.facts.items() if isinstance(value, float) and not math.isfinite(value)]
         return {
             "time": round(time.time() - idle, 3),
             "state": self.state,
             "step": self.step,
             **self.facts,
+            **dict.fromkeys(unreal),
             "rank": self.me.rank,
             "host": self.me.host,
             "pid": self.me.pid,

@@ -1,5 +1,6 @@
 """Where checkpoints come from, and runs that begin with the weights of another."""
 
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,14 @@ def beginning_beside_a_saving_run(config):
 def test_all_ranks_begin_with_the_same_checkpoint(workers, source, config):
     settings = config(*TRAIN, f"checkpoint.init_from={source[0].output_dir}")
     assert workers.run(2, beginning_beside_a_saving_run, settings) == [2, 2]
+
+
+def test_a_checkpoint_may_have_been_given_another_name(workers, source, config, tmp_path):
+    shutil.copytree(Path(source[0].output_dir) / "checkpoints/step_00000002", tmp_path / "my weights")
+    settings = config(*TRAIN, f"checkpoint.init_from={tmp_path / 'my weights'}")
+    assert workers.run(1, run_training, settings)[0][:2] == (0, 4)
+    [start] = parse_manifest(Path(settings.output_dir) / "checkpoints/step_00000002").lineage["starts"][1:]
+    assert start["source"]["step"] == 2
 
 
 def test_the_chain_of_starts_and_the_parent_are_recorded(workers, source, config):

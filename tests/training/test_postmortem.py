@@ -102,6 +102,15 @@ def test_the_pulse_writes_and_ends_a_hung_process(tmp_path):
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
 
 
+def test_the_heartbeat_is_json_whatever_the_loss(tmp_path):
+    pulse = Pulse(rank=0)
+    pulse.publish(tmp_path)
+    pulse.beat(1, loss=float("nan"), samples=8)
+    pulse.close("failed", reason="loss is nan")
+    heartbeat = json.loads((tmp_path / "heartbeat.json").read_text(), parse_constant=pytest.fail)
+    assert (heartbeat["loss"], heartbeat["samples"]) == (None, 8)
+
+
 def watch(stages, **settings):
     peers = [Peer(rank=rank, host=f"node{rank}", pid=1, stage=stage) for rank, stage in enumerate(stages)]
     return StragglerWatch(peers, factor=1.5, window=3, **settings)

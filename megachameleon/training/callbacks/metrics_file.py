@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megachameleon.files import write_text
+from megachameleon.files import no_room_named, write_text
 from megachameleon.training.callbacks.base import Callback, StepEvent
 from megachameleon.training.callbacks.throughput import Throughput
 from megachameleon.training.callbacks.values import step_values
@@ -63,7 +63,7 @@ class MetricsFile(Callback):
     def _append(self, trainer: "Trainer", values: dict[str, Any]) -> None:
         if trainer.context.is_main:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-            with self.path.open("a", encoding="utf-8") as file:
+            with no_room_named(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")
 
 

@@ -63,3 +63,16 @@ def test_trouble_survives_a_resume(tmp_path):
             **{"skipped": "loss is nan", "samples": [64, 72]},
         }
     ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without room")
+def test_a_full_disk_is_named(tmp_path):
+    from types import SimpleNamespace
+
+    from megachameleon.training.callbacks.metrics_file import MetricsFile
+    from megachameleon.training.callbacks.throughput import Throughput
+
+    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
+    callback = MetricsFile(Throughput(), tmp_path)
+    with pytest.raises(ValueError, match=r"cannot write metrics\.jsonl, the disk is full"):
+        callback._append(SimpleNamespace(context=SimpleNamespace(is_main=True)), {"kind": "train", "step": 9})
