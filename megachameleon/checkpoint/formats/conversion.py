@@ -29,6 +29,8 @@ from megachameleon.files import read_json, require_free_space, require_usable_fo
 JOB_FILE = "conversion.json"
 RECORDS = "records"
 PARTIAL = ".partial"
+LOOK_AT = 1 << 20
+"""Values that are checked at a time; what the check needs beside them stays in the processor's cache."""
 LOOK_EVERY = 0.25
 """Seconds between looks at how far the files are."""
 
@@ -134,13 +136,21 @@ def _write(source: Source, sink: Sink, file: OutputFile, folder: Path) -> None:
 
 def _made(source: Source, sink: Sink, piece: Piece) -> Tensor:
     tensor = sink.make(piece, [source.read(cut.name, cut.box) for cut in piece.cuts])
-    if not bool(tensor.isfinite().all()):
-        count = int((~tensor.isfinite()).sum())
+    flat = tensor.reshape(-1)
+    count = sum(_not_finite(flat[start : start + LOOK_AT]) for start in range(0, len(flat), LOOK_AT))
+    if count:
         raise ValueError(
             f"{source.description.origin}: {count} values of {piece.name} are not finite; a checkpoint with "
             "such weights is of no use: take an earlier one"
         )
     return tensor
+
+
+def _not_finite(values: Tensor) -> int:
+    """How many of them; a sum tells at the speed of memory that there are none, unless it overflows by itself."""
+    if bool(values.sum(dtype=torch.float32).isfinite()):
+        return 0
+    return int((~values.isfinite()).sum())
 
 
 def _record_path(folder: Path, name: str) -> Path:

@@ -148,6 +148,15 @@ def test_values_that_are_not_finite_are_refused(exported, tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
+def test_large_values_are_finite():
+    from megachameleon.checkpoint.formats.conversion import _not_finite
+
+    values = torch.full((1000,), 3e38)  # whose sum is not
+    assert _not_finite(values) == 0
+    values[[3, 7, 9]] = torch.tensor([float("inf"), float("-inf"), float("nan")])
+    assert _not_finite(values) == _not_finite(values.bfloat16()) == 3
+
+
 def test_a_damaged_checkpoint_is_refused(ours, tmp_path):
     copy = shutil.copytree(ours, tmp_path / "copy")
     (file,) = copy.rglob("tensors_00000.safetensors")
