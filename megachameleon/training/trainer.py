@@ -1,5 +1,6 @@
 """Builds a run from its configuration and drives it to its last step."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -123,27 +124,34 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.on_start(self)
-            self.pulse.enter("training")
-            self.pulse.beat(self.step, first_step=self.step, num_steps=self.config.training.num_steps)
-            stop = 0
-            while self.step < self.config.training.num_steps and not stop:
-                event = self._advance()
-                stop = event.report.agreement.stop
-                if self._judge(event):
-                    continue
-                if stop or self._due(self.config.checkpoint.every):
-                    self._save()
-                if self._due(self.config.training.validate_every) and not stop:
-                    stop = self._validate()
-                self._announce_checkpoints()
-                self.pulse.enter("training")
-            self._end(stop)
-        except FailureError:
-            self._finish_save()
-            raise
-        finally:
+            self._end(self._loop())
+        except BaseException as error:
+            if isinstance(error, FailureError):  # on which all ranks agree
+                self._finish_save()
             for callback in self.callbacks:
-                callback.on_end(self)
+                with contextlib.suppress(Exception):  # what ended the run is to be told, not what follows from it
+                    callback.on_end(self)
+            raise
+        for callback in self.callbacks:
+            callback.on_end(self)
+
+    def _loop(self) -> int:
+        """Steps, with all that comes between them; returns the request to stop that ended it, or 0."""
+        self.pulse.enter("training")
+        self.pulse.beat(self.step, first_step=self.step, num_steps=self.config.training.num_steps)
+        stop = 0
+        while self.step < self.config.training.num_steps and not stop:
+            event = self._advance()
+            stop = event.report.agreement.stop
+            if self._judge(event):
+                continue
+            if stop or self._due(self.config.checkpoint.every):
+                self._save()
+            if self._due(self.config.training.validate_every) and not stop:
+                stop = self._validate()
+            self._announce_checkpoints()
+            self.pulse.enter("training")
+        return stop
 
     def _end(self, stop: int) -> None:
         """Wait until all is on disk, and say whether the run was asked to stop before its last step."""

@@ -14,6 +14,7 @@ from trouble_cases import BAD_SAMPLE, BadSample, run_with_a_bad_sample
 from megachameleon.checkpoint import saving
 from megachameleon.console import FailureError
 from megachameleon.parallel.context import parallel_context
+from megachameleon.training.callbacks.base import Callback
 
 SETTINGS = ["training.num_steps=10", "training.validate_every=0", "checkpoint.every=2", "model.dropout=0.1"]
 
@@ -103,6 +104,15 @@ def test_nothing_is_deleted_for_a_checkpoint_that_is_damaged(workers, config):
     assert names == {"latest", "step_00000004.damaged", "step_00000006"}
 
 
+class EndsBadly(Callback):
+    def __init__(self):
+        self.ends = 0
+
+    def on_end(self, trainer):
+        self.ends += 1
+        raise OSError("no room for the last lines either")
+
+
 def stop_while_saving(config):
     """Checkpoints that are there when a run ends that fails a step after a save which takes a while."""
     write = saving.write_snapshot
@@ -111,9 +121,11 @@ def stop_while_saving(config):
         mock.patch("megachameleon.training.trainer.build_guards", lambda config: [BadSample("stop")]),
         parallel_context(config.parallel) as context,
     ):
-        trainer = build_trainer(config, context)
+        callbacks = [EndsBadly(), EndsBadly()]
+        trainer = build_trainer(config, context, callbacks)
         with pytest.raises(FailureError, match="bad sample at step 6; stopped"):
             trainer.run()
+        assert [callback.ends for callback in callbacks] == [1, 1]
         return {path.name for path in trainer.checkpointer.folder.iterdir()}
 
 
