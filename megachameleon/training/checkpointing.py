@@ -1,6 +1,5 @@
 """Saving a run's state while it goes on, and finding it again."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -192,8 +191,8 @@ class Checkpointer:
                 self._say(f"{path}: deleted, since the run goes on from step {step}")
         self.context.barrier()
 
-    def require_room(self) -> None:
-        """Refuse to start where the checkpoints that are kept, or the copy in host memory, cannot fit.
+    def require_room(self, ranks_on_host: int = 1) -> None:
+        """Refuse to start where the checkpoints that are kept, or the copies in host memory, cannot fit.
 
         Raises:
             ValueError: names what is needed and what there is.
@@ -203,12 +202,11 @@ class Checkpointer:
         kept = self.config.checkpoint.keep_last + 1  # one more while the newest is written
         missing = max(kept - len(complete_checkpoints(self.folder)), 1)
         require_free_space(self.folder, size * missing, f"{missing} more checkpoints ({kept} at a time)")
-        on_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        needed, free = size * on_node // self.context.world_size, available_memory()
+        needed, free = size * ranks_on_host // self.context.world_size, available_memory()
         if self.config.checkpoint.asynchronous and free is not None and needed > free:
             raise ValueError(
-                f"checkpoint.asynchronous: copies of {on_node} ranks take about {needed / 1e9:.1f} GB of host memory, "
-                f"and {free / 1e9:.1f} GB are free; set checkpoint.asynchronous=false"
+                f"checkpoint.asynchronous: copies of {ranks_on_host} ranks take about {needed / 1e9:.1f} GB of memory, "
+                f"and {free / 1e9:.1f} GB of this host are free; set checkpoint.asynchronous=false"
             )
 
     def _wait_for_shares(self) -> None:

@@ -100,7 +100,7 @@ class Trainer:
         self._busy_seconds = 0.0
         self._leave_if_asked()
         require_enough_samples(data, config.training, done=self.step, consumed=self.progress.consumed_samples)
-        self.checkpointer.require_room()
+        self.checkpointer.require_room(max(sum(peer.host == self.pulse.me.host for peer in peers), 1))
 
     @property
     def step(self) -> int:

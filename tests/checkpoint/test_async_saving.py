@@ -216,8 +216,10 @@ def test_room_is_asked_for_beforehand(trainer, monkeypatch):
 
     assert (available_memory() or 1) > 0
     monkeypatch.setattr(checkpointing, "available_memory", lambda: 1000)
-    with pytest.raises(ValueError, match=r"host memory.*checkpoint\.asynchronous=false"):
+    with pytest.raises(ValueError, match=r"GB of memory.*checkpoint\.asynchronous=false"):
         trainer.checkpointer.require_room()
+    with pytest.raises(ValueError, match="copies of 8 ranks"):
+        trainer.checkpointer.require_room(8)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 1000}))
     with pytest.raises(ValueError, match=r"3 more checkpoints \(3 at a time\)"):
         trainer.checkpointer.require_room()
