@@ -22,7 +22,7 @@ export PYTHONPATH := $(CURDIR)
 .DEFAULT_GOAL := help
 TRIALS ?= 200
 
-.PHONY: help demo test test-slow test-faults test-gpu check format lint types clean clean-demo
+.PHONY: help demo test test-slow test-faults test-slurm test-gpu ablations check format lint types clean clean-demo
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test-slow: $(DEVELOPMENT)  ## the tests that take minutes each
 test-faults: $(DEVELOPMENT)  ## kill, signal, starve and damage runs at random moments (200 trials, about half an hour; TRIALS=20)
 	$(BIN)/python tests/faults/harness.py --trials $(TRIALS)
 
+test-slurm: $(DEVELOPMENT)  ## training on a real SLURM cluster, installed under /tmp and stopped again (root, Debian or Ubuntu)
+	MEGACHAMELEON_TEST_SLURM=1 $(BIN)/python -m pytest tests/slurm -rs $(PYTEST_FLAGS)
+
 test-gpu: $(DEVELOPMENT)  ## the tests that need a GPU; they say what they lack
 	MEGACHAMELEON_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu -rs $(PYTEST_FLAGS)
 
@@ -54,6 +57,9 @@ lint: $(DEVELOPMENT)  ## formatting and lint, without changing anything
 
 types: $(DEVELOPMENT)  ## static types
 	$(BIN)/mypy
+
+ablations: $(DEVELOPMENT)  ## small models without what keeps them stable, and what the early warning was worth
+	$(BIN)/python -m examples.ablations.run --pictures docs/images
 
 clean:  ## remove caches and build leftovers; runs/ and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

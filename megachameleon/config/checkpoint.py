@@ -14,7 +14,7 @@ class CheckpointConfig:
     keep_every: int = 0
     """Checkpoints of steps that are multiples of this are kept for good; itself a multiple of `every`; 0: none."""
     asynchronous: bool = True
-    """Training goes on while a checkpoint is written from a copy in host memory; off: it waits, and nothing is copied."""
+    """Training goes on while a checkpoint is written from a copy in host memory; off: it waits, without a copy."""
     init_from: str | None = None
     """A checkpoint, or a run's folder, with whose weights a new run starts, at step 0 with a fresh optimizer. Once the
     run has checkpoints of its own it goes on from those."""
