@@ -9,6 +9,7 @@ trials are kept.
 """
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -42,22 +43,23 @@ DELAYS = {
 """Longest delay after a place, in seconds; a place that is not named strikes at once."""
 
 
-def draw_fault(generator: random.Random, kind: str, world_size: int, seconds: float) -> Fault:
+def draw_fault(generator: random.Random, kind: str, world_size: int, seconds: float, *, resumes: bool = False) -> Fault:
     """A fault at a random moment.
 
     Args:
         seconds: that an undisturbed life takes.
+        resumes: whether the life it strikes may find a checkpoint.
     """
     places = ["anywhere", "anywhere", "start", "index", "build", "step", "step", "update", "save", "save", "validate"]
-    places += ["load", "fsync", "fsync", "replace", "rename", "unlink"]
+    places += ["fsync", "fsync", "replace", "rename", "unlink", *(["load", "load"] if resumes else [])]
     place = "save" if kind == "no_room" else generator.choice(places)
     most_calls = {
         "step": NUM_STEPS,
         "update": NUM_STEPS,
         "save": NUM_STEPS // 2,
-        "fsync": 80,
-        "replace": 40,
-        "rename": 8,
+        "fsync": 30,
+        "replace": 12,
+        "rename": 5,
     }
     longest = seconds if place == "anywhere" else DELAYS.get(place, 0.0)
     return Fault(
@@ -73,14 +75,14 @@ def draw_disturbances(generator: random.Random, world_size: int, seconds: float)
     """What happens to a run, life by life."""
     what = generator.choices(list(KINDS), weights=list(KINDS.values()))[0]
 
-    def kill() -> Fault:
-        return draw_fault(generator, "SIGKILL", world_size, seconds)
+    def kill(*, resumes: bool = False) -> Fault:
+        return draw_fault(generator, "SIGKILL", world_size, seconds, resumes=resumes)
 
     if what == "kill":
-        return what, [kill() for _ in range(generator.choices((1, 2, 3), (0.6, 0.25, 0.15))[0])]
+        return what, [kill(resumes=life > 0) for life in range(generator.choices((1, 2, 3), (0.6, 0.25, 0.15))[0])]
     if what == "signal":
         asked = draw_fault(generator, generator.choice(("SIGTERM", "SIGUSR1")), world_size, seconds)
-        return what, [asked, *([kill()] if generator.random() < 0.3 else [])]
+        return what, [asked, *([kill(resumes=True)] if generator.random() < 0.3 else [])]
     if what == "no_room":
         return what, [draw_fault(generator, "no_room", world_size, seconds)]
     if what == "hang":
@@ -140,9 +142,15 @@ def main(arguments: argparse.Namespace) -> int:
     lives = struck = 0
     slowest_end = 0.0
     start = time.monotonic()
+    missed = 0
     with (arguments.output / "trials.jsonl").open("w") as log, progress_bar("trials", arguments.trials) as bar:
-        for number in range(arguments.first, arguments.first + arguments.trials):
+        for number in itertools.count(arguments.first):
+            if counts.total() == arguments.trials:
+                break
             what, trial = harness.run(number, arguments.seed)
+            if trial.problem is None and not any(any(life.statuses) for life in trial.lives):
+                missed += 1  # the run was over before the moment came: not a trial
+                continue
             counts[what] += 1
             lives += len(trial.lives)
             struck += sum(any(life.statuses) for life in trial.lives)
@@ -168,7 +176,8 @@ def main(arguments: argparse.Namespace) -> int:
                 )
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     print(
-        f"{arguments.trials} trials ({kinds}), {lives} lives of which {struck} were cut short, {len(failed)} failed; "
+        f"{arguments.trials} trials ({kinds}), {lives} lives of which {struck} were cut short, {len(failed)} failed "
+        f"({missed} more runs were over before their fault, and do not count); "
         f"all ranks were down at most {slowest_end:.1f} s after the first; {time.monotonic() - start:.0f} s"
     )
     return 1 if failed else 0
