@@ -85,8 +85,10 @@ def draw_disturbances(generator: random.Random, world_size: int, seconds: float)
         return what, [asked, *([kill(resumes=True)] if generator.random() < 0.3 else [])]
     if what == "no_room":
         return what, [draw_fault(generator, "no_room", world_size, seconds)]
-    if what == "hang":
+    if what == "hang" and world_size > 1:  # a stopped process that is alone stays so: nobody is there to notice
         return what, [draw_fault(generator, "SIGSTOP", world_size, seconds)]
+    if what == "hang":
+        return "kill", [kill()]
     late = Fault(
         kind="SIGKILL", rank=generator.randrange(world_size), place="step", call=generator.randint(6, NUM_STEPS)
     )
