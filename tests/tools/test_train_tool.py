@@ -30,7 +30,7 @@ def test_dry_run_counts_34b_without_its_gpus():
     result = train("chameleon_34b", "--dry-run", "--world-size", "3072")
     assert result.returncode == 0, result.stderr
     assert "34,293,522,432" in result.stdout and "tensor 4 x pipeline 2 x data 384" in result.stdout
-    lines = [line for line in result.stdout.splitlines() if line.startswith("stage")]
+    lines = [line for line in result.stdout.splitlines() if line.startswith("rank")]
     counts = [int(line.split(" layers, ")[1].split(" parameters")[0].replace(",", "")) for line in lines]
     # Norms are whole on each of the four tensor ranks: 96 of hidden size, a final one, and QK-norm in 48 layers.
     replicated = (96 + 1) * 8192 + 48 * 4 * 4 * 128

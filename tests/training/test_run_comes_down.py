@@ -102,7 +102,8 @@ def test_a_rank_that_is_killed_in_a_save_is_not_waited_for(run, asynchronous):
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 def test_a_rank_that_can_write_nothing_at_all_is_not_waited_for(run, asynchronous):
     ended = run(fail_in_a_save, "training.num_steps=3", f"checkpoint.asynchronous={asynchronous}")
-    assert ended.statuses == [2, 2], ended.logs
+    # Rank 0 hears of it from rank 1 (2), or on a busy machine finds it gone and looks for its last words (1).
+    assert ended.statuses[0] in (1, 2) and ended.statuses[1] == 2, ended.logs
     for log in ended.logs:
         [line] = errors(log)
         assert "permission is denied" in line and "rank 1" in line, line
