@@ -36,7 +36,7 @@ test: $(DEVELOPMENT)  ## the tests (a few minutes)
 test-slow: $(DEVELOPMENT)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-test-faults: $(DEVELOPMENT)  ## kill, signal, starve and damage runs at random moments (200 trials, about half an hour; TRIALS=20)
+test-faults: $(DEVELOPMENT)  ## kill, signal, starve and damage runs at random moments (200 trials; TRIALS=20 for a look)
 	$(BIN)/python tests/faults/harness.py --trials $(TRIALS)
 
 test-slurm: $(DEVELOPMENT)  ## training on a real SLURM cluster, installed under /tmp and stopped again (root, Debian or Ubuntu)
