@@ -28,7 +28,7 @@ MOST_WORKERS = 4
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = tool_parser(__doc__ or "", EXAMPLES)
-    kinds = ["megatron", "hf"]
+    kinds = ["megatron", "hf", "meta"]
     parser.add_argument("--from", dest="source_kind", choices=kinds, required=True, help="format of SRC")
     parser.add_argument("--to", dest="kind", choices=kinds, required=True, help="format of DST")
     parser.add_argument("source", metavar="SRC", type=Path, help="megatron: checkpoint or run; hf: folder")
@@ -52,6 +52,20 @@ def parser() -> argparse.ArgumentParser:
         "--average-qk-norm", action="store_true", help="hf: where heads of a group differ, take the mean"
     )
     parser.add_argument("--shard-size", type=float, default=5.0, metavar="GB", help="--to hf: largest file")
+    parser.add_argument(
+        "--shards", type=int, metavar="N", help="--to meta: files of the model (default: its groups of QK-norm)"
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="ROWS",
+        help="rows of embedding and head to write (default: as many as there are)",
+    )
+    parser.add_argument(
+        "--qk-norm",
+        choices=["layernorm", "rmsnorm", "none"],
+        help="a Llama: what it is given, as near to identity as can be (default: layernorm)",
+    )
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, MOST_WORKERS), help="processes (default %(default)s)"
     )
@@ -78,6 +92,9 @@ def main(arguments: argparse.Namespace) -> None:
         qk_norm_groups=arguments.qk_norm_groups,
         average_qk_norm=arguments.average_qk_norm,
         shard_bytes=int(arguments.shard_size * 1e9),
+        meta_shards=arguments.shards,
+        vocab_size=arguments.vocab_size,
+        qk_norm=arguments.qk_norm or "layernorm",
     )
     source = open_source(arguments.source_kind, arguments.source, options)
     if arguments.verify and source.description.is_variant:
@@ -93,7 +110,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _require_sensible(arguments: argparse.Namespace) -> None:
-    for name in ("tensor_parallel", "pipeline_parallel", "workers", "qk_norm_groups"):
+    for name in ("tensor_parallel", "pipeline_parallel", "workers", "qk_norm_groups", "shards", "vocab_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -106,7 +123,11 @@ def _require_sensible(arguments: argparse.Namespace) -> None:
     else:
         useless |= {"--image-tokenizer": arguments.image_tokenizer}
     if arguments.source_kind != "hf":
-        useless |= {"--qk-norm-groups": arguments.qk_norm_groups, "--average-qk-norm": arguments.average_qk_norm}
+        useless |= {"--qk-norm-groups": arguments.qk_norm_groups, "--qk-norm": arguments.qk_norm}
+    if arguments.source_kind != "hf" and arguments.kind != "meta":
+        useless |= {"--average-qk-norm": arguments.average_qk_norm}
+    if arguments.kind != "meta":
+        useless |= {"--shards": arguments.shards}
     for option, given in useless.items():
         if given:
             way = f"--from {arguments.source_kind} --to {arguments.kind}"

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from megachameleon.checkpoint.formats.plain import OutputFile, Piece, Sink, Source
-from megachameleon.checkpoint.formats.writing import file_order, write_safetensors
 from megachameleon.console import ProgressTask, progress_bar
 from megachameleon.files import read_json, require_free_space, require_usable_folder, sync_directory, write_json
 
@@ -124,14 +123,14 @@ def _remove_remains(folder: Path, finished: set[str]) -> None:
 
 def _write(source: Source, sink: Sink, file: OutputFile, folder: Path) -> None:
     """One file, in a worker; its record is written when it is durable."""
-    pieces, path = file_order(file.pieces), folder / file.name
+    path = folder / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     with torch.no_grad():
-        digest = write_safetensors(partial, pieces, (_made(source, sink, piece) for piece in pieces))
+        digests = sink.write(partial, file.pieces, (_made(source, sink, piece) for piece in file.pieces))
     partial.replace(path)
     sync_directory(path.parent)
-    write_json(_record_path(folder, file.name), {"sha256": digest})
+    write_json(_record_path(folder, file.name), dict(digests))
 
 
 def _made(source: Source, sink: Sink, piece: Piece) -> Tensor:
@@ -202,8 +201,7 @@ def _size(path: Path) -> int:
 
 def _complete(folder: Path, destination: Path, sink: Sink, files: Sequence[OutputFile]) -> None:
     """Add the small files, make all durable, and rename."""
-    hashes = {file.name: read_json(_record_path(folder, file.name))["sha256"] for file in files}
-    sink.finish(folder, hashes)
+    sink.finish(folder, {file.name: read_json(_record_path(folder, file.name)) for file in files})
     shutil.rmtree(folder / RECORDS)
     (folder / JOB_FILE).unlink()
     for directory in (folder, *(path for path in folder.rglob("*") if path.is_dir())):

@@ -1,7 +1,7 @@
 """Writing Chameleon as transformers' `ChameleonForConditionalGeneration.from_pretrained` wants it."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from megachameleon.checkpoint.formats.huggingface_names import (
     vocabulary_map,
 )
 from megachameleon.checkpoint.formats.huggingface_pictures import SMALLEST, PictureEncoder
-from megachameleon.checkpoint.formats.plain import Description, OutputFile, Piece, plain_shapes, whole
+from megachameleon.checkpoint.formats.plain import Description, Digests, OutputFile, Piece, plain_shapes, whole
+from megachameleon.checkpoint.formats.writing import file_order, write_safetensors
 from megachameleon.files import read_json, write_json
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.text.huggingface import export_text_tokenizer
@@ -89,9 +90,9 @@ class HuggingFaceSink:
         """See `Sink`."""
         files = self._shards()
         if len(files) == 1:
-            return [OutputFile(name=WEIGHTS_FILE, pieces=files[0])]
+            return [OutputFile(name=WEIGHTS_FILE, pieces=file_order(files[0]))]
         return [
-            OutputFile(name=f"model-{i + 1:05d}-of-{len(files):05d}.safetensors", pieces=pieces)
+            OutputFile(name=f"model-{i + 1:05d}-of-{len(files):05d}.safetensors", pieces=file_order(pieces))
             for i, pieces in enumerate(files)
         ]
 
@@ -129,7 +130,11 @@ class HuggingFaceSink:
             values = values.repeat_interleave(num_heads(self.description.model, piece.cuts[0].name) // len(values), 0)
         return values.to(piece.dtype)
 
-    def finish(self, folder: Path, hashes: Mapping[str, str]) -> None:
+    def write(self, path: Path, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Digests:
+        """See `Sink`."""
+        return write_safetensors(path, pieces, tensors)
+
+    def finish(self, folder: Path, digests: Mapping[str, Digests]) -> None:
         """See `Sink`."""
         files = self.files()
         if len(files) > 1:
@@ -147,7 +152,7 @@ class HuggingFaceSink:
             "vocabulary": self.description.vocabulary,
             "tokenizers": dict(self.description.tokenizers),
             "lineage": dict(self.description.lineage),
-            "sha256": dict(hashes),
+            "sha256": {name: found["sha256"] for name, found in digests.items()},
         }
         write_json(folder / EXTRA_FILE, extra)
 

@@ -1,6 +1,6 @@
 """Our own checkpoints, written as files of the ranks of a layout."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from megachameleon.checkpoint.formats.megatron_layout import Place, global_key, 
 from megachameleon.checkpoint.formats.plain import (
     Cut,
     Description,
+    Digests,
     OutputFile,
     Piece,
     layer_of,
     plain_shapes,
     whole,
 )
+from megachameleon.checkpoint.formats.writing import file_order, write_safetensors
 from megachameleon.checkpoint.lineage import versions
 from megachameleon.checkpoint.saving import small_files
 from megachameleon.checkpoint.state import UPDATES
@@ -88,7 +90,7 @@ class MegatronSink:
                     if self._stage_of(name) == stage:
                         pieces += self._pieces(name, shape, rank, shapes_in_files)
                 number = stage * self.tensor_parallel + rank
-                files.append(OutputFile(name=f"{checkpoint_name(0)}/{_file_name(number)}", pieces=tuple(pieces)))
+                files.append(OutputFile(name=f"{checkpoint_name(0)}/{_file_name(number)}", pieces=file_order(pieces)))
         return files
 
     def _stage_of(self, name: str) -> int:
@@ -145,7 +147,11 @@ class MegatronSink:
         """Parts below each other."""
         return torch.cat([part.to(piece.dtype) for part in parts]).reshape(piece.shape)
 
-    def finish(self, folder: Path, hashes: Mapping[str, str]) -> None:
+    def write(self, path: Path, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Digests:
+        """See `Sink`."""
+        return write_safetensors(path, pieces, tensors)
+
+    def finish(self, folder: Path, digests: Mapping[str, Digests]) -> None:
         """Index, configuration, progress, manifest, and the name of the newest checkpoint."""
         checkpoint = folder / checkpoint_name(0)
         index = merge_indexes(_index_of(file) for file in self.files())
@@ -153,11 +159,9 @@ class MegatronSink:
         texts = small_files(self._config(), PROGRESS, {UPDATES: 0})
         for name, text in texts.items():
             write_text(checkpoint / name, text)
-        digests = {Path(name).name: digest for name, digest in hashes.items()}
-        digests |= {name: sha256_of(checkpoint / name) for name in (INDEX_FILE, *texts)}
-        files = {
-            name: {"size": (checkpoint / name).stat().st_size, "sha256": digests[name]} for name in sorted(digests)
-        }
+        hashes = {Path(name).name: found["sha256"] for name, found in digests.items()}
+        hashes |= {name: sha256_of(checkpoint / name) for name in (INDEX_FILE, *texts)}
+        files = {name: {"size": (checkpoint / name).stat().st_size, "sha256": hashes[name]} for name in sorted(hashes)}
         assert self.description.vocabulary is not None
         manifest = CheckpointManifest(
             step=0,

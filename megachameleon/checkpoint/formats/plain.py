@@ -6,7 +6,7 @@ hidden], `o` [hidden, num_attention_heads x head_dim], `gate` and `up` [ffn_hidd
 ffn_hidden]; QK-norm vectors are [qk_norm_groups, head_dim]; `embedding` and `head` [vocab, hidden].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from torch import Tensor
 from megachameleon.checkpoint.boxes import Box, Shape
 from megachameleon.config import ModelConfig, RunConfig
 
+Digests = Mapping[str, str]
+"""Hashes of a file by algorithm, such as `sha256`: whatever the format's small files tell, at least that."""
 QK_NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 
 
@@ -128,6 +130,7 @@ class OutputFile:
     name: str
     """Relative to the destination."""
     pieces: tuple[Piece, ...]
+    """In the order in which they are written."""
 
     @property
     def num_bytes(self) -> int:
@@ -151,11 +154,22 @@ class Sink(Protocol):
         """A piece from its cuts, in the piece's dtype and shape."""
         ...
 
-    def finish(self, folder: Path, hashes: Mapping[str, str]) -> None:
+    def write(self, path: Path, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Digests:
+        """Write a file of this format tensor by tensor and make it durable.
+
+        Args:
+            tensors: values of the pieces, in their order; only one is needed in memory at a time.
+
+        Raises:
+            OSError: it cannot be written; what there is of it is left.
+        """
+        ...
+
+    def finish(self, folder: Path, digests: Mapping[str, Digests]) -> None:
         """Write the small files (configuration, index, manifest, tokenizers) beside the tensors.
 
         Args:
-            hashes: SHA-256 by name of the files with tensors.
+            digests: of the files with tensors, by their names.
         """
         ...
 

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 
 from megachameleon.checkpoint.formats.plain import Description, Sink, Source
+from megachameleon.files import read_json
 
-Kind = Literal["megatron", "hf"]
-KINDS: tuple[Kind, ...] = ("megatron", "hf")
+Kind = Literal["megatron", "hf", "meta"]
+KINDS: tuple[Kind, ...] = ("megatron", "hf", "meta")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -26,6 +27,13 @@ class Options:
     qk_norm_groups: int | None = None
     average_qk_norm: bool = False
     shard_bytes: int | None = None
+    """Most that a file of Hugging Face's holds."""
+    meta_shards: int | None = None
+    """Files of Meta's format; None: as many as there are groups of QK-norm."""
+    vocab_size: int | None = None
+    """Rows of embedding and head to be written; None: as many as the source has."""
+    qk_norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
+    """What a model without QK-norm (Llama) is given."""
 
 
 def open_source(kind: Kind, path: Path, options: Options) -> Source:
@@ -38,6 +46,14 @@ def open_source(kind: Kind, path: Path, options: Options) -> Source:
         from megachameleon.checkpoint.formats.megatron_source import MegatronSource
 
         return MegatronSource(path, exact=options.dtype == "fp32")
+    if kind == "meta":
+        from megachameleon.checkpoint.formats.meta_source import MetaSource
+
+        return MetaSource(path, tokenizer=options.tokenizer)
+    if is_llama(path):
+        from megachameleon.checkpoint.formats.llama_source import LlamaSource
+
+        return LlamaSource(path, tokenizer=options.tokenizer, qk_norm=options.qk_norm, groups=options.qk_norm_groups)
     from megachameleon.checkpoint.formats.huggingface_source import HuggingFaceSource
 
     return HuggingFaceSource(
@@ -46,6 +62,13 @@ def open_source(kind: Kind, path: Path, options: Options) -> Source:
         qk_norm_groups=options.qk_norm_groups,
         average_qk_norm=options.average_qk_norm,
     )
+
+
+def is_llama(path: Path) -> bool:
+    """Whether a Hugging Face folder holds a text-only model of Llama's layout."""
+    config = path / "config.json"
+    settings = read_json(config) if config.is_file() else None
+    return isinstance(settings, dict) and settings.get("model_type") == "llama"
 
 
 def make_sink(kind: Kind, description: Description, options: Options) -> Sink:
@@ -59,6 +82,10 @@ def make_sink(kind: Kind, description: Description, options: Options) -> Sink:
         from megachameleon.checkpoint.formats.megatron_sink import MegatronSink
 
         return MegatronSink(description, dtype, options.tensor_parallel, options.pipeline_parallel)
+    if kind == "meta":
+        from megachameleon.checkpoint.formats.meta_sink import MetaSink
+
+        return MetaSink(description, dtype, options.meta_shards, average_qk_norm=options.average_qk_norm)
     from megachameleon.checkpoint.formats.huggingface_beside import own_pictures, own_tokenizer
     from megachameleon.checkpoint.formats.huggingface_sink import SHARD_BYTES, HuggingFaceSink
 

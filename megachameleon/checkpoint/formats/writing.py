@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megachameleon.checkpoint.formats.plain import Piece
+from megachameleon.checkpoint.formats.plain import Digests, Piece
 from megachameleon.checkpoint.snapshot import KINDS
 
 STRIDE = 8 << 20
@@ -21,7 +21,7 @@ def file_order(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(sorted(pieces, key=lambda piece: -piece.dtype.itemsize))
 
 
-def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> str:
+def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Digests:
     """Write a file and make it durable; only one tensor is needed in memory at a time.
 
     Args:
@@ -29,7 +29,7 @@ def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Ten
         tensors: their values, in the same order.
 
     Returns:
-        The SHA-256 of the file.
+        The file's `sha256`.
 
     Raises:
         OSError: it cannot be written; what there is of it is left.
@@ -47,7 +47,7 @@ def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Ten
                 file.write(values[start : start + STRIDE])
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return {"sha256": digest.hexdigest()}
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:

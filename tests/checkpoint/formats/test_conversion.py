@@ -90,10 +90,10 @@ def test_what_a_kill_has_begun_does_not_end_up_in_the_destination(ours, exported
 
 
 def test_finished_files_are_not_written_again(ours, tmp_path, monkeypatch):
-    from megachameleon.checkpoint.formats import conversion
+    from megachameleon.checkpoint.formats import huggingface_sink
 
     written = []
-    write = conversion.write_safetensors
+    write = huggingface_sink.write_safetensors
 
     def fail_at_third(path, pieces, tensors):
         written.append(path.name)
@@ -101,7 +101,7 @@ def test_finished_files_are_not_written_again(ours, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return write(path, pieces, tensors)
 
-    monkeypatch.setattr(conversion, "write_safetensors", fail_at_third)
+    monkeypatch.setattr(huggingface_sink, "write_safetensors", fail_at_third)
     with pytest.raises(OSError, match="No space left"):
         convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
     assert not (tmp_path / "hf").exists()
