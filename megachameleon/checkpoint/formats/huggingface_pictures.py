@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Shape
+from megachameleon.checkpoint.formats.huggingface_files import DTYPES, read_headers
 from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, PICTURES
-from megachameleon.checkpoint.formats.huggingface_source import DTYPES, read_headers
 from megachameleon.checkpoint.formats.plain import Piece
 from megachameleon.files import read_json
 from megachameleon.tokens.vocabulary import Vocabulary

@@ -4,32 +4,25 @@ Known variants: a QK-norm vector for each head (transformers), for each group (L
 and keys in Meta's order of rows (the fork of anole).
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape, within
 from megachameleon.checkpoint.formats.huggingface_config import read_model, read_vocabulary
+from megachameleon.checkpoint.formats.huggingface_files import folder_identity, open_tensor, read_headers, widest_dtype
 from megachameleon.checkpoint.formats.huggingface_names import (
     CONFIG_FILE,
     EXTRA_FILE,
     IGNORED,
-    INDEX_FILE,
     PICTURES,
-    WEIGHTS_FILE,
     name_in_huggingface,
     shape_in_huggingface,
 )
 from megachameleon.checkpoint.formats.plain import Description, plain_shapes, require_tensors
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
-
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 class HuggingFaceSource:
@@ -69,9 +62,9 @@ class HuggingFaceSource:
         vocabulary = read_vocabulary(path, settings, extra, tokenizer)
         self.description = Description(
             model=model,
-            dtype=_widest(path, {dtypes[name] for name in found}),
+            dtype=widest_dtype(path, {dtypes[name] for name in found}),
             origin=path,
-            identity=_identity(path, set(self.places.values())),
+            identity=folder_identity(path, set(self.places.values())),
             vocabulary=vocabulary,
             tokenizers=extra.get("tokenizers") or {"text": None, "image": None},
             lineage=extra.get("lineage") or {"datasets": {}, "parent": None, "starts": []},
@@ -153,59 +146,13 @@ class HuggingFaceSource:
         return self._open(stored, ())
 
     def _open(self, stored: str, part: tuple[slice, ...]) -> Tensor:
-        path = self.folder / self.places[stored]
-        try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_slice(stored)[part] if part else file.get_tensor(stored)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged, or not a safetensors file ({error}); copy it again") from None
+        return open_tensor(self.folder / self.places[stored], stored, part)
 
 
 def halves_together(values: Tensor, heads: int) -> Tensor:
     """Rows [heads x head_dim, ...] in which rotated pairs are neighbours, reordered so that halves of a head rotate."""
     width = values.shape[0] // heads
     return values.view(heads, width // 2, 2, -1).transpose(1, 2).reshape(values.shape)
-
-
-def read_headers(folder: Path) -> tuple[dict[str, str], dict[str, Shape], dict[str, str]]:
-    """File, shape and type of every tensor in a folder of safetensors files; only headers are read.
-
-    Raises:
-        ValueError: there are none, one is missing or damaged, or the index is not theirs.
-    """
-    index, single = folder / INDEX_FILE, folder / WEIGHTS_FILE
-    if not index.is_file():
-        if not single.is_file():
-            raise ValueError(f"{folder}: neither {INDEX_FILE} nor {WEIGHTS_FILE}; give the folder of a Chameleon")
-        return _headers(folder, [WEIGHTS_FILE])
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index}: has no 'weight_map' from tensors to files; copy it again")
-    for name in set(weight_map.values()):
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f"{index}: names the file {name!r}, which is not beside it; copy it there")
-    found = _headers(folder, sorted(set(weight_map.values())))
-    wrong = sorted(name for name in {*weight_map, *found[0]} if weight_map.get(name) != found[0].get(name))
-    if wrong:
-        raise ValueError(f"{index}: tensors are not where it says: {', '.join(wrong)}; copy index and files again")
-    return found
-
-
-def _headers(folder: Path, names: list[str]) -> tuple[dict[str, str], dict[str, Shape], dict[str, str]]:
-    files: dict[str, str] = {}
-    shapes: dict[str, Shape] = {}
-    dtypes: dict[str, str] = {}
-    for file_name in names:
-        try:
-            with safe_open(folder / file_name, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    part = file.get_slice(name)
-                    files[name], shapes[name], dtypes[name] = file_name, tuple(part.get_shape()), part.get_dtype()
-        except (SafetensorError, OSError) as error:
-            path = folder / file_name
-            raise ValueError(f"{path}: not a safetensors file, or a damaged one ({error}); copy it again") from None
-    return files, shapes, dtypes
 
 
 def _recognised(
@@ -227,21 +174,3 @@ def _recognised(
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     return model, variant
-
-
-def _widest(folder: Path, kinds: set[str]) -> torch.dtype:
-    if unknown := sorted(kinds - DTYPES.keys()):
-        raise ValueError(f"{folder}: tensors of type {', '.join(unknown)}; only floats are weights")
-    found = {DTYPES[kind] for kind in kinds}
-    if torch.float64 in found:
-        return torch.float64
-    return found.pop() if len(found) == 1 else torch.float32
-
-
-def _identity(folder: Path, files: set[str]) -> str:
-    """By names, sizes and times, since reading all bytes would take as long as converting them."""
-    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
-    for name in sorted(files):
-        status: Any = (folder / name).stat()
-        digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
