@@ -1,6 +1,7 @@
 """transformers' Chameleon as an oracle: the same weights under its names."""
 
 import torch
+from plain_weights import huggingface_state
 from torch.func import functional_call
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
@@ -29,33 +30,6 @@ def huggingface_logits(model, weights, tokens):
     inner = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     hidden = functional_call(oracle.model, inner, kwargs={"input_ids": tokens, "use_cache": False}).last_hidden_state
     return hidden @ state["lm_head.weight"].T
-
-
-def huggingface_state(weights, model):
-    """The weights under transformers' names."""
-    state = {
-        "model.embed_tokens.weight": weights["embedding"],
-        "lm_head.weight": weights["head"],
-        "model.norm.weight": weights["final_norm"],
-    }
-    for i in range(model.num_layers):
-        layer = {
-            "self_attn.q_proj.weight": weights[f"{i}.q"].flatten(0, 1),
-            "self_attn.k_proj.weight": weights[f"{i}.k"].flatten(0, 1),
-            "self_attn.v_proj.weight": weights[f"{i}.v"].flatten(0, 1),
-            "self_attn.o_proj.weight": weights[f"{i}.o"].flatten(1),
-            "mlp.gate_proj.weight": weights[f"{i}.gate"],
-            "mlp.up_proj.weight": weights[f"{i}.up"],
-            "mlp.down_proj.weight": weights[f"{i}.down"],
-            "input_layernorm.weight": weights[f"{i}.attention_norm"],
-            "post_attention_layernorm.weight": weights[f"{i}.ffn_norm"],
-        }
-        for which, heads in (("q", model.num_attention_heads), ("k", model.num_query_groups)):
-            for kind in ("weight", "bias"):  # a row for each head; the heads of a group have equal rows
-                rows = weights[f"{i}.{which}_norm.{kind}"].repeat_interleave(heads // model.qk_norm_groups, dim=0)
-                layer[f"self_attn.{which}_norm.{kind}"] = rows
-        state |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.items()}
-    return state
 
 
 def _build(model):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from converting import CASES, VOCABULARY, convert_checkpoint, save_filled, tensors_of
-from plain_weights import draw, draw_tokens, run_decoder
+from plain_weights import draw, draw_tokens, huggingface_state, run_decoder
 from safetensors.torch import load_file, save_file
 
 from megachameleon.checkpoint.formats.huggingface_pictures import open_picture_encoder
@@ -49,8 +49,6 @@ def test_many_files_are_found_by_the_index(exported):
 
 
 def test_every_weight_stands_where_transformers_wants_it(exported):
-    from huggingface_oracle import huggingface_state
-
     model, weights, _, folder = exported
     expected, found = huggingface_state(weights, model), tensors_of(folder)
     assert expected.keys() == found.keys()
