@@ -97,7 +97,7 @@ class MegatronSource:
         values = torch.empty(box.shape, dtype=dtype)
         wanted = [
             StoredTensor(key=stored, global_shape=entry.shape, offset=offset, data=data)
-            for offset, data in _targets(places(model, name, self._shapes[name]), box, values, len(entry.shape))
+            for offset, data in targets(places(model, name, self._shapes[name]), box, values, len(entry.shape))
         ]
         read_tensors(self.checkpoint, {stored: entry}, wanted)
         return values
@@ -114,7 +114,7 @@ class MegatronSource:
         return here[key]
 
 
-def _targets(all_places: Iterator[Place], box: Box, values: Tensor, axes: int) -> Iterator[tuple[Shape, Tensor]]:
+def targets(all_places: Iterator[Place], box: Box, values: Tensor, axes: int) -> Iterator[tuple[Shape, Tensor]]:
     """Which stretches of `values`, a box of a plain tensor, are filled from where in the global tensor."""
     for place in all_places:
         shared = overlap(place.plain, box)
