@@ -4,8 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megachameleon.checkpoint.formats.huggingface_names import IMAGE_PLACEHOLDER, QK_NORM_EPS, vocabulary_map
+from megachameleon.checkpoint.formats.huggingface_names import QK_NORM_EPS, vocabulary_map
 from megachameleon.config import ModelConfig
+from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER
 from megachameleon.tokens.vocabulary import Vocabulary
 
 UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
@@ -43,7 +44,7 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
             norm_order="swin" if values["swin_norm"] else "pre",
             norm_eps=values["rms_norm_eps"],
             qk_norm_groups=values["model_parallel_size"],
-            rope_theta=float(_rope_theta(path, values)),
+            rope_theta=float(rope_theta(path, values)),
         )
     except KeyError as error:
         raise ValueError(f"{path}: has no {error}; copy it again") from None
@@ -54,7 +55,12 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
     return model
 
 
-def _rope_theta(path: Path, values: dict[str, Any]) -> Any:
+def rope_theta(path: Path, values: dict[str, Any]) -> Any:
+    """The base of RoPE's frequencies, which stands in three places by release.
+
+    Raises:
+        ValueError: none, or RoPE that is scaled.
+    """
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if kind != "default":

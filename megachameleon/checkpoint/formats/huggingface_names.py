@@ -5,7 +5,7 @@ from typing import Any
 from megachameleon.checkpoint.boxes import Shape
 from megachameleon.checkpoint.formats.plain import layer_of
 from megachameleon.config import ModelConfig
-from megachameleon.tokens.text.piece_names import special_names
+from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER, image_placeholder, special_names
 from megachameleon.tokens.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.json"
@@ -17,16 +17,22 @@ EXTRA_FILE = "megachameleon.json"
 PICTURES = "model.vqmodel."
 IGNORED = ("rotary_emb.inv_freq",)
 """Endings of what old releases have stored and every release computes."""
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+    "added_tokens.json",
+    IMAGE_PROCESSOR_FILE,
+    PROCESSOR_FILE,
     "chat_template.json",
     "chat_template.jinja",
 )
-IMAGE_PLACEHOLDER = "<image>"
+"""All that text and pictures go through before the model, `tokenizer.json` first."""
+CODE_PREFIX = "IMGIMG"
+"""Whatever `vocabulary_map` names so, transformers takes for a picture code."""
 QK_NORM_EPS = 1e-5
 """transformers' ChameleonLayerNorm has it fixed."""
 
@@ -60,16 +66,6 @@ def shape_in_huggingface(model: ModelConfig, name: str, shape: Shape) -> Shape:
     return (num_heads(model, name), shape[1]) if "_norm." in name else shape
 
 
-def image_placeholder(vocabulary: Vocabulary) -> int | None:
-    """The id of `<image>`, which stands for a picture's codes until they are known: the one after the separator.
-
-    None: it has another use, so there is no spare id where Chameleon's release has its own.
-    """
-    spare = vocabulary.turn_separator + 1
-    taken = spare >= vocabulary.text_start or spare in vocabulary.control_ids.values()
-    return None if taken or vocabulary.is_image_code(spare) else spare
-
-
 def vocabulary_map(vocabulary: Vocabulary, pieces: dict[str, int] | None) -> dict[str, int]:
     """Name to id, as transformers looks for picture codes and `<image>` in it.
 
@@ -77,10 +73,15 @@ def vocabulary_map(vocabulary: Vocabulary, pieces: dict[str, int] | None) -> dic
         pieces: the vocabulary of the exported tokenizer; None: the names of control ids and codes alone.
     """
     names = dict(pieces) if pieces else {name: i for i, name in enumerate(special_names(vocabulary))}
-    spare = image_placeholder(vocabulary)
-    if spare is not None:
-        names = {name: i for name, i in names.items() if i != spare} | {IMAGE_PLACEHOLDER: spare}
-    return names
+    placeholder = image_placeholder(vocabulary)
+    kept = {
+        name: i
+        for name, i in names.items()
+        if name != IMAGE_PLACEHOLDER
+        and i != placeholder
+        and (i < vocabulary.text_start or not name.startswith(CODE_PREFIX))
+    }
+    return {**kept, IMAGE_PLACEHOLDER: placeholder}
 
 
 def model_settings(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:

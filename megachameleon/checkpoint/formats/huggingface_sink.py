@@ -18,7 +18,6 @@ from megachameleon.checkpoint.formats.huggingface_names import (
     QK_NORM_EPS,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
-    image_placeholder,
     model_settings,
     name_in_huggingface,
     num_heads,
@@ -82,8 +81,6 @@ class HuggingFaceSink:
                 "no picture encoder (model.vqmodel): transformers starts it at random and says so, so give it text and "
                 "picture codes only, or a VQ-GAN's folder with --image-tokenizer"
             )
-        if image_placeholder(self.vocabulary) is None:
-            yield "the vocabulary has no spare id for <image>: transformers cannot be given pixels"
         yield "no processor: turn pictures into codes with this project's tools, or model.get_image_tokens"
 
     def files(self) -> list[OutputFile]:

@@ -1,7 +1,9 @@
 """Exporting a text tokenizer as a Hugging Face folder that gives the same ids.
 
-`tokenizer.json` names no added tokens: the library would find them in text that merely spells them, whoever loads it.
-transformers adds those of `tokenizer_config.json` itself, and `split_special_tokens` there keeps them out of text.
+What a text that merely spells a special name becomes depends on who reads it. `tokenizer.json` names no added tokens,
+so the `tokenizers` library finds none. transformers adds those that `tokenizer_config.json` names: its processor writes
+pictures and ends of turns into the text by name, and its trainers the end of a document. Picture codes and reserved ids
+are not among them, and `split_special_tokens=True` in a call keeps all of them out of text.
 """
 
 import json
@@ -9,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from megachameleon.files import write_json
+from megachameleon.tokens.text.byte_level_checks import pieces_of
 from megachameleon.tokens.text.byte_level_engine import ByteLevelEngine
-from megachameleon.tokens.text.piece_names import special_names
+from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER, image_placeholder, special_names
 from megachameleon.tokens.text.sentencepiece_engine import SPACE_MARK, SentencePieceEngine
 from megachameleon.tokens.text.sentencepiece_merges import merges_of
 from megachameleon.tokens.text.tokenizer import TextTokenizer
@@ -19,7 +22,6 @@ from megachameleon.tokens.vocabulary import VOCABULARY_FILE, Vocabulary
 UNUSED: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
 SETTINGS: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
-    "split_special_tokens": True,
     "clean_up_tokenization_spaces": False,
     "model_max_length": 10**30,  # what transformers writes for "no limit"
 }
@@ -29,7 +31,8 @@ def export_text_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for Hugging Face.
 
     Both `tokenizers.Tokenizer.from_file` and `transformers.AutoTokenizer` then give the ids of `tokenizer.encode`,
-    after bos where special tokens are asked for.
+    after bos where special tokens are asked for; transformers in a text that spells names of special tokens only with
+    `split_special_tokens=True`.
 
     Raises:
         ValueError: `folder` is a tokenizer folder of ours, whose `tokenizer.json` means something else; or a
@@ -38,18 +41,35 @@ def export_text_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     if (folder / VOCABULARY_FILE).exists():
         raise ValueError(f"{folder}: is a tokenizer folder of its own; export into another folder")
     engine, vocabulary = tokenizer.engine, tokenizer.vocabulary
+    names = special_names(vocabulary)
     if isinstance(engine, SentencePieceEngine):
         spellings, fields = _sentencepiece(engine)
     else:
         assert isinstance(engine, ByteLevelEngine)
         spellings, fields = _byte_level(engine)
-    names = _unlike(special_names(vocabulary), spellings)
+        names = _own_names(engine, vocabulary)
+    names = _unlike(_with_placeholder(names, vocabulary), spellings)
     fields["model"]["vocab"] = {spelling: i for i, spelling in enumerate([*names, *spellings])}
     bos = names[vocabulary.bos]
     write_json(folder / "tokenizer.json", {**UNUSED, **fields, "post_processor": _template(bos, vocabulary.bos)})
     tokens = _special_tokens(names, vocabulary)
     write_json(folder / "tokenizer_config.json", {**SETTINGS, **tokens})
     write_json(folder / "special_tokens_map.json", tokens)
+
+
+def _own_names(engine: ByteLevelEngine, vocabulary: Vocabulary) -> list[str]:
+    """What the engine's file calls the ids below the text: a release's sentinels are reserved ids elsewhere."""
+    names = special_names(vocabulary)
+    for name, i in pieces_of(json.loads(engine.source), vocabulary, engine.file_name).items():
+        if 0 <= i < vocabulary.text_start:
+            names[i] = name
+    return names
+
+
+def _with_placeholder(names: list[str], vocabulary: Vocabulary) -> list[str]:
+    names = [f"<{name}>" if name == IMAGE_PLACEHOLDER else name for name in names]
+    names[image_placeholder(vocabulary)] = IMAGE_PLACEHOLDER
+    return names
 
 
 def _unlike(names: list[str], spellings: list[str]) -> list[str]:
@@ -73,15 +93,22 @@ def _template(bos: str, bos_id: int) -> dict[str, Any]:
 
 
 def _special_tokens(names: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
-    roles = {
-        "bos_token": "bos",
-        "eos_token": "eos",
-        "pad_token": "pad",
-        "unk_token": "unk",
-        "sep_token": "turn_separator",
+    """Names by the attributes under which transformers' tokenizer and processor look for them."""
+    ids = {
+        "bos_token": vocabulary.bos,
+        "eos_token": vocabulary.eos,
+        "pad_token": vocabulary.pad,
+        "unk_token": vocabulary.unk,
+        "sep_token": vocabulary.turn_separator,
+        "image_token": image_placeholder(vocabulary),
+        "boi_token": vocabulary.begin_image,
+        "eoi_token": vocabulary.end_image,
     }
-    tokens: dict[str, Any] = {token: names[getattr(vocabulary, field)] for token, field in roles.items()}
-    pictures = [names[vocabulary.begin_image], names[vocabulary.end_image]]
+    if ids["image_token"] == vocabulary.unk:
+        del ids["unk_token"]
+    tokens: dict[str, Any] = {token: names[i] for token, i in ids.items()}
+    # Releases before 5.0 do not know the last three as attributes, but find them in text by this list.
+    pictures = [tokens[token] for token in ("image_token", "boi_token", "eoi_token")]
     return {**tokens, "additional_special_tokens": pictures}
 
 

@@ -18,6 +18,20 @@ CONTROL_NAMES = {
 }
 
 
+IMAGE_PLACEHOLDER = "<image>"
+
+
+def image_placeholder(vocabulary: Vocabulary) -> int:
+    """The id that transformers calls `<image>`, which holds a picture's places until its codes are known.
+
+    It is the one after the turn separator where that is reserved, as in Hugging Face's form of Chameleon's release
+    (8711). A vocabulary without reserved ids there lends `unk`, which no text becomes: all of it can be spelled.
+    """
+    spare = vocabulary.turn_separator + 1
+    taken = spare >= vocabulary.text_start or spare in vocabulary.control_ids.values()
+    return vocabulary.unk if taken or vocabulary.is_image_code(spare) else spare
+
+
 def code_name(code: int) -> str:
     """The name of a picture code: 0 is IMGIMGAZ, 1002 is IMGIMGBAACZ."""
     return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"

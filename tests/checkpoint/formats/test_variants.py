@@ -121,7 +121,7 @@ def test_all_that_is_wrong_is_listed(changed, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("model_type", "llama", "model_type is 'llama', not 'chameleon'"),
+        ("model_type", "gpt2", "model_type is 'gpt2', not 'chameleon'"),
         ("attention_bias", True, "attention_bias=True, and the decoder here has False"),
         ("rms_norm_eps", 1e-6, "rms_norm_eps=1e-06, while"),
         ("rope_parameters", {"rope_type": "yarn"}, "RoPE of type 'yarn'"),
