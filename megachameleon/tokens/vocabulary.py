@@ -82,6 +82,25 @@ class Vocabulary:
             image_grid=image_grid,
         )
 
+    @classmethod
+    def extended(cls, *, num_text_ids: int, num_image_codes: int, image_grid: tuple[int, int]) -> "Vocabulary":
+        """The vocabulary of a text model that learns pictures: Chameleon's order, some reserved ids, then its text.
+
+        At least 64 ids behind the separator are reserved: Hugging Face's exports have `<image>` there, and later
+        control tokens find room. The size is a multiple of 128, so that it divides over tensor-parallel ranks.
+        """
+        separator = 4 + num_image_codes + 2
+        size = -(-(separator + 1 + 64 + num_text_ids) // 128) * 128
+        return cls(
+            size=size,
+            num_image_codes=num_image_codes,
+            end_image=separator - 2,
+            begin_image=separator - 1,
+            turn_separator=separator,
+            text_start=size - num_text_ids,
+            image_grid=image_grid,
+        )
+
     @property
     def control_ids(self) -> dict[str, int]:
         """Control ids by name."""

@@ -1,0 +1,83 @@
+"""What config.json of a text-only model in Llama's layout says."""
+
+from pathlib import Path
+from typing import Any
+
+from megachameleon.checkpoint.formats.huggingface_config import rope_theta
+from megachameleon.checkpoint.formats.llama_qk_norm import QKNorm
+from megachameleon.config import ModelConfig
+
+UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+"""transformers' LlamaConfig's, for what is left out."""
+SIZES = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "intermediate_size": "ffn_hidden_size",
+    "max_position_embeddings": "context_length",
+}
+
+
+def read_llama(path: Path, settings: Any, *, vocab_size: int, qk_norm: QKNorm, groups: int | None) -> ModelConfig:
+    """The decoder that config.json describes, with another vocabulary and a QK-norm.
+
+    Args:
+        vocab_size: of the mixed-modal vocabulary.
+        groups: of heads with a QK-norm of their own; None: as many as can be, the heads of keys.
+
+    Raises:
+        ValueError: another model, or one with what this project's decoder does not have.
+    """
+    if not isinstance(settings, dict) or settings.get("model_type") != "llama":
+        kind = settings.get("model_type") if isinstance(settings, dict) else None
+        raise ValueError(f"{path}: model_type is {kind!r}, not 'llama'")
+    values = {**DEFAULTS, **{name: value for name, value in settings.items() if value is not None}}
+    for name, wanted in UNSUPPORTED.items():
+        if values.get(name, wanted) != wanted:
+            raise ValueError(f"{path}: {name}={values[name]!r}, and the decoder here has {wanted!r} only")
+    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+    sizes = {field: _size(path, values, name) for name, field in SIZES.items()}
+    width = values.get("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"])
+    if width * sizes["num_attention_heads"] != sizes["hidden_size"]:
+        raise ValueError(
+            f"{path}: head_dim={width!r} and num_attention_heads={sizes['num_attention_heads']} do not make "
+            f"hidden_size={sizes['hidden_size']}, as heads do in the decoder here"
+        )
+    model = ModelConfig(
+        **sizes,
+        vocab_size=vocab_size,
+        norm_eps=_number(path, values, "rms_norm_eps"),
+        rope_theta=float(rope_theta(path, values)),
+        qk_norm=qk_norm,
+        qk_norm_groups=1 if qk_norm == "none" else groups or sizes["num_query_groups"],
+    )
+    try:
+        model.validate()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return model
+
+
+def source_rows(path: Path, settings: dict[str, Any]) -> int:
+    """Rows of embedding and head in the source.
+
+    Raises:
+        ValueError: config.json does not say.
+    """
+    return _size(path, settings, "vocab_size")
+
+
+def _size(path: Path, values: dict[str, Any], name: str) -> int:
+    value = values.get(name)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{path}: {name} is {value!r}, not a positive whole number")
+    return value
+
+
+def _number(path: Path, values: dict[str, Any], name: str) -> float:
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{path}: {name} is {value!r}, not a number")
+    return float(value)
