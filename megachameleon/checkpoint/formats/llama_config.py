@@ -10,14 +10,6 @@ from megachameleon.config import ModelConfig
 UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 """transformers' LlamaConfig's, for what is left out."""
-SIZES = {
-    "num_hidden_layers": "num_layers",
-    "hidden_size": "hidden_size",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_query_groups",
-    "intermediate_size": "ffn_hidden_size",
-    "max_position_embeddings": "context_length",
-}
 
 
 def read_llama(path: Path, settings: Any, *, vocab_size: int, qk_norm: QKNorm, groups: int | None) -> ModelConfig:
@@ -38,20 +30,22 @@ def read_llama(path: Path, settings: Any, *, vocab_size: int, qk_norm: QKNorm, g
         if values.get(name, wanted) != wanted:
             raise ValueError(f"{path}: {name}={values[name]!r}, and the decoder here has {wanted!r} only")
     values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
-    sizes = {field: _size(path, values, name) for name, field in SIZES.items()}
-    width = values.get("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"])
-    if width * sizes["num_attention_heads"] != sizes["hidden_size"]:
-        raise ValueError(
-            f"{path}: head_dim={width!r} and num_attention_heads={sizes['num_attention_heads']} do not make "
-            f"hidden_size={sizes['hidden_size']}, as heads do in the decoder here"
-        )
+    hidden, heads = _size(path, values, "hidden_size"), _size(path, values, "num_attention_heads")
+    key_heads = _size(path, values, "num_key_value_heads")
+    if (width := values.get("head_dim", hidden // heads)) != hidden / heads:
+        raise ValueError(f"{path}: head_dim={width!r}, but heads of the decoder here have hidden_size / {heads}")
     model = ModelConfig(
-        **sizes,
         vocab_size=vocab_size,
+        num_layers=_size(path, values, "num_hidden_layers"),
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=key_heads,
+        ffn_hidden_size=_size(path, values, "intermediate_size"),
+        context_length=_size(path, values, "max_position_embeddings"),
         norm_eps=_number(path, values, "rms_norm_eps"),
         rope_theta=float(rope_theta(path, values)),
         qk_norm=qk_norm,
-        qk_norm_groups=1 if qk_norm == "none" else groups or sizes["num_query_groups"],
+        qk_norm_groups=1 if qk_norm == "none" else groups or key_heads,
     )
     try:
         model.validate()

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 
 from megachameleon.tokens.text.sentencepiece_engine import SPACE_MARK
@@ -128,10 +128,13 @@ def _require_plain(file: dict[str, Any], path: Path) -> None:
 
 
 def _merges(merges: Any, path: Path) -> list[tuple[str, str]]:
-    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges or ()]
-    if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
-        raise ValueError(f"{path}: model.merges has one that is not a pair of pieces; {REMEDY}")
-    return pairs  # type: ignore[return-value]
+    pairs = []
+    for merge in merges if isinstance(merges, list) else ():
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{path}: model.merges has {merge!r}, which is no pair of pieces; {REMEDY}")
+        pairs.append((parts[0], parts[1]))
+    return pairs
 
 
 def _scores(merges: list[tuple[str, str]], vocab: dict[str, int], path: Path) -> dict[str, float]:
