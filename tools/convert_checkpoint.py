@@ -10,6 +10,7 @@ from megachameleon.console import FailureError, run_tool, tool_parser
 
 if TYPE_CHECKING:
     from megachameleon.checkpoint.formats.plain import Description
+    from megachameleon.checkpoint.formats.registry import Options
 
 EXAMPLES = """\
   # a run's newest checkpoint for transformers, with its tokenizers
@@ -69,7 +70,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, MOST_WORKERS), help="processes (default %(default)s)"
     )
-    parser.add_argument("--verify", action="store_true", help="compare logits of a few tokens, in fp32 on one device")
+    parser.add_argument(
+        "--verify", action="store_true", help="then compare logits of 128 tokens, in fp32, a block of weights at a time"
+    )
+    parser.add_argument("--verify-only", action="store_true", help="compare a DST that is there; convert nothing")
     return parser
 
 
@@ -79,10 +83,8 @@ def main(arguments: argparse.Namespace) -> None:
     from megachameleon.checkpoint.formats.conversion import convert
     from megachameleon.checkpoint.formats.registry import Options, make_sink, open_source
 
-    if arguments.verify:
-        from megachameleon.checkpoint.formats.verifying import require_verifiable
-
-        require_verifiable({arguments.source_kind, arguments.kind})
+    if arguments.verify or arguments.verify_only:
+        _require_verifiable(arguments)
     options = Options(
         dtype=arguments.dtype,
         tensor_parallel=arguments.tensor_parallel,
@@ -97,8 +99,8 @@ def main(arguments: argparse.Namespace) -> None:
         qk_norm=arguments.qk_norm or "layernorm",
     )
     source = open_source(arguments.source_kind, arguments.source, options)
-    if arguments.verify and source.description.is_variant:
-        raise ValueError(f"--verify: transformers does not load {arguments.source}, a variant; leave it out")
+    if arguments.verify_only:
+        return _verify(arguments, source.description, options)
     sink = make_sink(arguments.kind, source.description, options)
     _tell(source.description, sink.notes)
     done = convert(source, sink, arguments.destination, workers=arguments.workers)
@@ -106,7 +108,22 @@ def main(arguments: argparse.Namespace) -> None:
     size = f"{done.num_bytes / 1e9:.3g} GB in {done.num_files} file{'s' if done.num_files > 1 else ''}"
     print(f"{arguments.destination}: {source.description.model.num_parameters:,} parameters, {size}{again}")
     if arguments.verify:
-        _verify(arguments, source.description)
+        _verify(arguments, source.description, options)
+
+
+def _require_verifiable(arguments: argparse.Namespace) -> None:
+    """Whether it can be done, and is not to be done otherwise, before anything is converted."""
+    from megachameleon.checkpoint.formats.verifying import require_verifiable
+
+    require_verifiable({arguments.source_kind, arguments.kind})
+    there = arguments.destination.exists()
+    if arguments.verify_only and not there:
+        raise ValueError(f"{arguments.destination}: is not there, so --verify-only cannot read it; use --verify")
+    if there and not arguments.verify_only:
+        raise ValueError(
+            f"{arguments.destination}: exists already; --verify-only compares it without converting again, or remove "
+            "it, or choose another destination"
+        )
 
 
 def _require_sensible(arguments: argparse.Namespace) -> None:
@@ -140,21 +157,30 @@ def _tell(description: "Description", notes: tuple[str, ...]) -> None:
         print(f"note: {note}")
 
 
-def _verify(arguments: argparse.Namespace, description: "Description") -> None:
-    from megachameleon.checkpoint.formats.registry import DTYPES
-    from megachameleon.checkpoint.formats.verifying import TOLERANCE, largest_difference, logits_of, some_tokens
+def _verify(arguments: argparse.Namespace, description: "Description", options: "Options") -> None:
+    from megachameleon.checkpoint.formats.registry import target_dtype
+    from megachameleon.checkpoint.formats.verifying import COMPUTED_BY, TOLERANCE, Side, verify
+    from megachameleon.tokens.vocabulary import Vocabulary
 
-    rounding = DTYPES[arguments.dtype] if arguments.dtype else description.dtype
-    tokens = some_tokens(description.model.vocab_size)
-    exact = arguments.dtype == "fp32"
-    before = logits_of(arguments.source_kind, description.origin, tokens, rounding, exact=exact)
-    after = logits_of(arguments.kind, arguments.destination, tokens, rounding)
-    difference, relative = largest_difference(before, after)
-    print(f"verified: largest logit difference {difference:.3g} ({relative:.3g} of the largest logit), fp32")
-    if not relative <= TOLERANCE:
+    known = description.vocabulary
+    vocabulary = Vocabulary.from_dict(known, origin=str(description.origin)) if known else None
+    before = Side(kind=arguments.source_kind, path=description.origin, exact=arguments.dtype == "fp32")
+    after = Side(kind=arguments.kind, path=arguments.destination)
+    found = verify(before, after, description.model, vocabulary, target_dtype(description, options))
+    how = f"{COMPUTED_BY[before.kind]} on SRC, {COMPUTED_BY[after.kind]} on DST, in fp32"
+    print(f"{'verified' if found.is_same else 'compared'}: {found}; {how}")
+    if found.is_same:
+        return
+    if arguments.average_qk_norm:
+        print(
+            "note: more than rounding, as --average-qk-norm says: where heads of a group differed, DST has their mean"
+        )
+    else:
+        for part, difference in found.by_part:
+            print(f"  after {part}: hidden states differ by {difference:.3g} of the largest")
         raise FailureError(
             f"{arguments.destination}: is another model than {description.origin}: its logits differ by "
-            f"{relative:.3g} of the largest, more than {TOLERANCE}; do not use it"
+            f"{found.relative:.3g} of the largest, more than {TOLERANCE}; do not use it"
         )
 
 

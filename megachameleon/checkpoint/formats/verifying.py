@@ -1,27 +1,68 @@
-"""Whether two checkpoints, of whatever format, are the same model: logits of a few tokens, in fp32."""
+"""Whether two checkpoints, of whatever format, are the same model: logits of some tokens, in fp32.
 
-import contextlib
+Each format is computed by the software to which it belongs, as far as that is there: ours by the decoder that trains,
+Hugging Face's by transformers, Meta's by its formula, written out from the files as they are. A mistake in the mapping
+between two formats therefore shows; it is nowhere on both sides.
+"""
+
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megachameleon.checkpoint.folder import COMMON_FILE, INDEX_FILE, resolve_checkpoint
 from megachameleon.checkpoint.formats.registry import Kind
-from megachameleon.checkpoint.loading import saved_config
-from megachameleon.checkpoint.state import load_state
-from megachameleon.checkpoint.tensors import index_from_json
-from megachameleon.config import KernelsConfig, ParallelConfig
-from megachameleon.files import read_json
-from megachameleon.model.decoder import build_decoder
-from megachameleon.model.kernels.table import choose_kernels
-from megachameleon.parallel.context import parallel_context
+from megachameleon.checkpoint.formats.verifying_streaming import Advance, Trace
+from megachameleon.checkpoint.formats.verifying_tokens import some_tokens
+from megachameleon.config import ModelConfig
+from megachameleon.console import progress_bar
+from megachameleon.tokens.vocabulary import Vocabulary
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Of the largest logit."""
-ROWS, LENGTH = 2, 16
+COMPUTED_BY = {
+    "megatron": "our decoder",
+    "hf": "transformers (hidden states times lm_head)",
+    "meta": "Meta's formula",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A checkpoint and how its weights are read."""
+
+    kind: Kind
+    path: Path
+    exact: bool = False
+    """Of ours: fp32 masters instead of weights, where there are any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far two traces of the same tokens are apart."""
+
+    difference: float
+    """Largest between two logits."""
+    relative: float
+    """That, divided by the largest logit of either side."""
+    same_choice: int
+    """Positions at which both sides have the same largest logit."""
+    num_tokens: int
+    by_part: tuple[tuple[str, float], ...]
+    """After each part of the model: the largest difference of hidden states, divided by the largest of them."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether what is left can be rounding alone."""
+        return self.relative <= TOLERANCE  # not a number is neither
+
+    def __str__(self) -> str:
+        return (
+            f"largest logit difference {self.difference:.3g} ({self.relative:.3g} of the largest logit), "
+            f"the same id most likely at {self.same_choice} of {self.num_tokens} positions"
+        )
 
 
 def require_verifiable(kinds: set[Kind]) -> None:
@@ -34,20 +75,65 @@ def require_verifiable(kinds: set[Kind]) -> None:
         raise ValueError("--verify: computes one side with transformers, which is not here: pip install transformers")
 
 
-def logits_of(kind: Kind, path: Path, tokens: Tensor, rounding: torch.dtype, *, exact: bool = False) -> Tensor:
-    """Logits fp32 [b, s, vocabulary] of tokens [b, s], by the implementation to which the format belongs.
+def verify(
+    before: Side, after: Side, model: ModelConfig, vocabulary: Vocabulary | None, rounding: torch.dtype
+) -> Comparison:
+    """Compare the two sides of a conversion, a block of weights at a time, behind a progress bar.
 
     Args:
-        rounding: the weights are rounded to it first, so that the two sides of a conversion to bf16 compare.
-        exact: of our own checkpoints: fp32 masters instead of weights.
+        vocabulary: of both, for the choice of tokens; None: not known.
+        rounding: the weights of both are rounded to it first, so that a conversion to bf16 compares like one to fp32.
+
+    Raises:
+        ValueError: a side cannot be read, or the two are not of the same shape.
     """
-    with torch.no_grad():
-        return _ours(path, tokens, rounding, exact) if kind == "megatron" else _transformers(path, tokens, rounding)
+    tokens = some_tokens(model.vocab_size, vocabulary, model.context_length)
+    with progress_bar("verifying (parts)", 2 * (model.num_layers + 3)) as bar:
+        one, other = (trace_of(side, tokens, rounding, bar.advance) for side in (before, after))
+    if len(one.hidden) != len(other.hidden) or one.hidden[0].shape != other.hidden[0].shape:
+        raise ValueError(f"{after.path}: has other sizes than {before.path}; it was not converted from it")
+    return compare(one, other)
 
 
-def some_tokens(vocab_size: int) -> Tensor:
-    """The same for every checkpoint of this vocabulary: int64 [2, 16]."""
-    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+def trace_of(side: Side, tokens: Tensor, rounding: torch.dtype, advance: Advance = lambda: None) -> Trace:
+    """What a checkpoint computes from token ids [b, s], by the implementation to which its format belongs.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if side.kind == "megatron":
+        from megachameleon.checkpoint.formats.verifying_ours import our_trace
+
+        return our_trace(side.path, tokens, rounding, advance, exact=side.exact)
+    if side.kind == "hf":
+        from megachameleon.checkpoint.formats.verifying_huggingface import huggingface_trace
+
+        return huggingface_trace(side.path, tokens, rounding, advance)
+    from megachameleon.checkpoint.formats.verifying_meta import meta_trace
+
+    return meta_trace(side.path, tokens, rounding, advance)
+
+
+def logits_of(kind: Kind, path: Path, tokens: Tensor, rounding: torch.dtype, *, exact: bool = False) -> Tensor:
+    """Logits fp32 [b, s, vocabulary] of tokens [b, s]. See `Side` and `trace_of`."""
+    return trace_of(Side(kind=kind, path=path, exact=exact), tokens, rounding).logits
+
+
+def compare(one: Trace, other: Trace) -> Comparison:
+    """Logits of the ids that both have (one side may be padded), and hidden states part by part."""
+    shared = min(one.logits.shape[-1], other.logits.shape[-1])
+    logits = one.logits[..., :shared], other.logits[..., :shared]
+    difference, relative = largest_difference(*logits)
+    return Comparison(
+        difference=difference,
+        relative=relative,
+        same_choice=int((logits[0].argmax(-1) == logits[1].argmax(-1)).sum()),
+        num_tokens=logits[0].shape[0] * logits[0].shape[1],
+        by_part=tuple(
+            (name, largest_difference(a, b)[1])
+            for name, a, b in zip(_part_names(one.hidden), one.hidden, other.hidden, strict=True)
+        ),
+    )
 
 
 def largest_difference(one: Tensor, other: Tensor) -> tuple[float, float]:
@@ -56,49 +142,5 @@ def largest_difference(one: Tensor, other: Tensor) -> tuple[float, float]:
     return difference, difference / max(one.abs().max().item(), other.abs().max().item(), 1e-30)
 
 
-def _ours(path: Path, tokens: Tensor, rounding: torch.dtype, exact: bool) -> Tensor:
-    checkpoint = resolve_checkpoint(path)
-    model = saved_config(checkpoint).model
-    layout = ParallelConfig()
-    index = index_from_json(read_json(checkpoint / INDEX_FILE), origin=str(checkpoint / INDEX_FILE))
-    if not exact:
-        index = {key: entry for key, entry in index.items() if not key.startswith("optimizer.")}
-    with parallel_context(layout) as context:
-        kernels = choose_kernels(KernelsConfig())
-        decoder = build_decoder(model, layout, kernels, context.groups, dtype=torch.float32, seed=None)
-        decoder = decoder.to(context.device).eval()
-        load_state(checkpoint, index, read_json(checkpoint / COMMON_FILE), [decoder], None, context.groups)
-        _round(decoder, rounding)
-        return decoder(tokens.to(context.device), None, None).float().cpu()
-
-
-def _transformers(path: Path, tokens: Tensor, rounding: torch.dtype) -> Tensor:
-    """The head is applied here: transformers' forward overwrites the logits of picture codes."""
-    from transformers import ChameleonForConditionalGeneration
-
-    with _quiet():
-        model = ChameleonForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
-    _round(model, rounding)
-    hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-    return hidden @ model.lm_head.weight.T
-
-
-def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without its remarks on a picture encoder that is left out on purpose."""
-    from transformers.utils import logging
-
-    before, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if had_bar:
-            logging.enable_progress_bar()
+def _part_names(hidden: Sequence[Tensor]) -> list[str]:
+    return ["embedding", *(f"block {i}" for i in range(len(hidden) - 2)), "final norm"]
