@@ -71,8 +71,11 @@ def is_llama(path: Path) -> bool:
     return isinstance(settings, dict) and settings.get("model_type") == "llama"
 
 
-def make_sink(kind: Kind, description: Description, options: Options) -> Sink:
+def make_sink(kind: Kind, description: Description, options: Options, source: Source | None = None) -> Sink:
     """A format to write.
+
+    Args:
+        source: whose values are asked now whether the format can hold them; None: only once they are written.
 
     Raises:
         ValueError: it cannot hold this model, or an option does not fit.
@@ -85,7 +88,8 @@ def make_sink(kind: Kind, description: Description, options: Options) -> Sink:
     if kind == "meta":
         from megachameleon.checkpoint.formats.meta_sink import MetaSink
 
-        return MetaSink(description, dtype, options.meta_shards, average_qk_norm=options.average_qk_norm)
+        averaged = options.average_qk_norm
+        return MetaSink(description, dtype, options.meta_shards, average_qk_norm=averaged, source=source)
     from megachameleon.checkpoint.formats.huggingface_beside import own_pictures, own_tokenizer
     from megachameleon.checkpoint.formats.huggingface_sink import SHARD_BYTES, HuggingFaceSink
 

@@ -91,7 +91,7 @@ def convert_checkpoint(kinds, source, destination, *, workers=1, **options):
     """`kinds`: such as ("megatron", "hf"). Returns the destination."""
     chosen = Options(**options)
     opened = open_source(kinds[0], Path(source), chosen)
-    sink = make_sink(kinds[1], opened.description, chosen)
+    sink = make_sink(kinds[1], opened.description, chosen, opened)
     convert(opened, sink, Path(destination), workers=workers)
     return destination
 
