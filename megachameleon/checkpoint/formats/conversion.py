@@ -1,37 +1,36 @@
 """Streams a checkpoint from one format into another: a few tensors in memory, files in parallel, complete or invisible.
 
 All is written into a hidden folder beside the destination, which is renamed when it is whole. Each finished file has a
-record there, so the same command goes on after it was killed.
+record there, so the same command goes on after it was killed. The source's hashes are compared beside the conversion:
+what was made of bytes that nobody has checked yet stays invisible, and is not taken up again.
 """
 
 import fcntl
 import hashlib
-import json
-import multiprocessing
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from megachameleon.checkpoint.formats.plain import OutputFile, Piece, Sink, Source
-from megachameleon.console import ProgressTask, progress_bar
+from megachameleon.checkpoint.folder import DamagedCheckpointError
+from megachameleon.checkpoint.formats.jobs import Job, Meter, run_jobs
+from megachameleon.checkpoint.formats.plain import KnownHash, OutputFile, Piece, Sink, Source
 from megachameleon.files import read_json, require_free_space, require_usable_folder, sync_directory, write_json
 
 JOB_FILE = "conversion.json"
 RECORDS = "records"
+CHECKED = "checked"
 PARTIAL = ".partial"
+STRIDE = 8 << 20
+"""Bytes of the source that are hashed at a time."""
 LOOK_AT = 1 << 20
-"""Values that are checked at a time; what the check needs beside them stays in the processor's cache."""
-LOOK_EVERY = 0.25
-"""Seconds between looks at how far the files are."""
+"""Values that are counted at a time where some are not finite; what that needs beside them stays in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ def convert(source: Source, sink: Sink, destination: Path, *, workers: int = 1) 
     """Write `source` into the folder `destination` by `sink`; called again after a kill, it goes on.
 
     Args:
-        workers: processes; each holds a few tensors of the model at a time.
+        workers: threads; each holds a few tensors of the model at a time.
 
     Raises:
         ValueError: `destination` exists, the disk is too small, the source is damaged or holds values that are not
@@ -64,22 +63,34 @@ def convert(source: Source, sink: Sink, destination: Path, *, workers: int = 1) 
         raise ValueError(f"{destination}: exists already; remove it or choose another destination")
     require_usable_folder(destination)
     folder = temporary_folder(destination)
-    files = sink.files()
+    files, hashes = sink.files(), source.hashes()
     with _owned(folder):
-        _require_same_job(folder, destination, source, files)
-        found = {file.name for file in files if _record_path(folder, file.name).is_file()}
+        found = _finished_before(folder, destination, source, files, hashes)
         missing = [file for file in files if file.name not in found]
-        needed = sum(file.num_bytes for file in missing)
-        require_free_space(folder, needed, "the converted checkpoint")
-        checks = source.checks() if missing else []  # bytes that were read before were checked before
-        with _executor(min(workers, max(len(missing), len(checks)))) as pool:
-            _run(pool, "checking", [(source.check, (name,)) for name in checks])
-            jobs: list[tuple[Callable[..., Any], tuple]] = [
-                (_write, (source, sink, file, folder)) for file in sorted(missing, key=lambda file: -file.num_bytes)
-            ]
-            _run(pool, "converting", jobs, folder, missing)
+        require_free_space(folder, sum(file.num_bytes for file in missing), "the converted checkpoint")
+        try:
+            _do(source, sink, missing, hashes if missing else [], folder, workers)
+        except DamagedCheckpointError:
+            shutil.rmtree(folder)  # nothing made of it is of use
+            raise
         _complete(folder, destination, sink, files)
     return Conversion(num_files=len(files), num_bytes=sum(file.num_bytes for file in files), files_found=len(found))
+
+
+def _do(
+    source: Source, sink: Sink, files: Sequence[OutputFile], hashes: Sequence[KnownHash], folder: Path, workers: int
+) -> None:
+    """Checks come first, so that damage is seen soon and little is lost to a kill before all is checked."""
+    checks: list[Job] = [partial(_check, known, folder) for known in hashes]
+    large_first = sorted(files, key=lambda file: -file.num_bytes)
+    writes: list[Job] = [partial(_write, source, sink, file, folder) for file in large_first]
+    to_read = sum(known.path.stat().st_size for known in hashes)
+    run_jobs(
+        checks + writes,
+        workers=workers,
+        what="checking and converting" if checks else "converting",
+        num_bytes=to_read + sum(file.num_bytes for file in files),
+    )
 
 
 @contextmanager
@@ -97,8 +108,10 @@ def _owned(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _require_same_job(folder: Path, destination: Path, source: Source, files: Sequence[OutputFile]) -> None:
-    """Begin, or go on with what was begun."""
+def _finished_before(
+    folder: Path, destination: Path, source: Source, files: Sequence[OutputFile], hashes: Sequence[KnownHash]
+) -> set[str]:
+    """Begin, or go on with what was begun: the files that need not be written again."""
     layout = hashlib.sha256(repr(files).encode()).hexdigest()
     job = {"source": str(source.description.origin.absolute()), "identity": source.description.identity}
     job |= {"files": layout}
@@ -109,100 +122,82 @@ def _require_same_job(folder: Path, destination: Path, source: Source, files: Se
             "options; run that one again, or remove this folder"
         )
     write_json(path, job)
-    (folder / RECORDS).mkdir(exist_ok=True)
-    _remove_remains(folder, {file.name for file in files if _record_path(folder, file.name).is_file()})
+    if not all(_checked_path(folder, known).is_file() for known in hashes):
+        shutil.rmtree(folder / RECORDS, ignore_errors=True)
+    for name in (RECORDS, CHECKED):
+        (folder / name).mkdir(exist_ok=True)
+    finished = {file.name for file in files if _record_path(folder, file.name).is_file()}
+    _remove_remains(folder, finished)
+    return finished
 
 
 def _remove_remains(folder: Path, finished: set[str]) -> None:
     """Delete what a killed process has begun, so that nothing of it ends up in the destination."""
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         name = str(path.relative_to(folder))
-        if name not in finished and path.name != JOB_FILE and path.parent != folder / RECORDS:
+        if name not in finished and path.name != JOB_FILE and path.parent not in (folder / RECORDS, folder / CHECKED):
             path.unlink()
 
 
-def _write(source: Source, sink: Sink, file: OutputFile, folder: Path) -> None:
-    """One file, in a worker; its record is written when it is durable."""
+def _check(known: KnownHash, folder: Path, meter: Meter) -> None:
+    """Compare a file of the source with its hash."""
+    digest = hashlib.new(known.algorithm)
+    with known.path.open("rb", buffering=0) as file:
+        while data := file.read(STRIDE):
+            digest.update(data)
+            meter.add(len(data))
+    if digest.hexdigest() != known.digest:
+        name = known.algorithm.upper().replace("SHA", "SHA-")
+        raise DamagedCheckpointError(
+            f"{known.path}: its {name} differs from that in {known.said_by}; the checkpoint is damaged: copy it again"
+        )
+    _checked_path(folder, known).touch()
+
+
+def _write(source: Source, sink: Sink, file: OutputFile, folder: Path, meter: Meter) -> None:
+    """One file; its record is written when it is durable."""
     path = folder / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    unfinished = path.with_name(path.name + PARTIAL)
     with torch.no_grad():
-        digests = sink.write(partial, file.pieces, (_made(source, sink, piece) for piece in file.pieces))
-    partial.replace(path)
+        digests = sink.write(unfinished, file.pieces, (_made(source, sink, piece, meter) for piece in file.pieces))
+    unfinished.replace(path)
     sync_directory(path.parent)
     write_json(_record_path(folder, file.name), dict(digests))
 
 
-def _made(source: Source, sink: Sink, piece: Piece) -> Tensor:
+def _made(source: Source, sink: Sink, piece: Piece, meter: Meter) -> Tensor:
     tensor = sink.make(piece, [source.read(cut.name, cut.box) for cut in piece.cuts])
-    flat = tensor.reshape(-1)
-    count = sum(_not_finite(flat[start : start + LOOK_AT]) for start in range(0, len(flat), LOOK_AT))
-    if count:
+    if count := _not_finite(tensor):
         raise ValueError(
             f"{source.description.origin}: {count} values of {piece.name} are not finite; a checkpoint with "
             "such weights is of no use: take an earlier one"
         )
+    meter.add(tensor.nbytes)
     return tensor
 
 
 def _not_finite(values: Tensor) -> int:
     """How many of them; a sum tells at the speed of memory that there are none, unless it overflows by itself."""
-    if bool(values.sum(dtype=torch.float32).isfinite()):
+    if bool(values.sum().isfinite()):
         return 0
-    return int((~values.isfinite()).sum())
+    flat = values.reshape(-1)
+    return sum(int((~flat[start : start + LOOK_AT].isfinite()).sum()) for start in range(0, len(flat), LOOK_AT))
 
 
 def _record_path(folder: Path, name: str) -> Path:
     return folder / RECORDS / f"{name.replace('/', '+')}.json"
 
 
-def _run(
-    pool: Executor,
-    what: str,
-    jobs: Sequence[tuple[Callable[..., Any], tuple]],
-    folder: Path | None = None,
-    files: Sequence[OutputFile] = (),
-) -> None:
-    """Do all jobs behind a progress bar: in files, or in MB of what stands in `folder` already."""
-    total = sum(file.num_bytes for file in files) // 1_000_000 if folder else len(jobs)
-    if not jobs:
-        return
-    with progress_bar(f"{what} ({'MB' if folder else 'files'})", total) as bar:
-        futures = [pool.submit(function, *arguments) for function, arguments in jobs]
-        try:
-            _watch(futures, bar, folder, files)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-
-
-def _watch(futures: Sequence[Future], bar: ProgressTask, folder: Path | None, files: Sequence[OutputFile]) -> None:
-    seen = 0
-    left: set[Future] = set(futures)
-    while left:
-        done, left = wait(left, timeout=LOOK_EVERY, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        # Sizes on the disk tell how far workers are, without a channel to them.
-        now = sum(map(_size, (folder / file.name for file in files))) // 1_000_000 if folder else seen + len(done)
-        bar.advance(max(now - seen, 0))
-        seen = max(now, seen)
-
-
-def _size(path: Path) -> int:
-    for candidate in (path, path.with_name(path.name + PARTIAL)):
-        try:
-            return candidate.stat().st_size
-        except FileNotFoundError:
-            continue
-    return 0
+def _checked_path(folder: Path, known: KnownHash) -> Path:
+    return folder / CHECKED / f"{known.path.name}.{known.digest}"
 
 
 def _complete(folder: Path, destination: Path, sink: Sink, files: Sequence[OutputFile]) -> None:
     """Add the small files, make all durable, and rename."""
     sink.finish(folder, {file.name: read_json(_record_path(folder, file.name)) for file in files})
     shutil.rmtree(folder / RECORDS)
+    shutil.rmtree(folder / CHECKED)
     (folder / JOB_FILE).unlink()
     for directory in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         for path in directory.iterdir():
@@ -212,29 +207,3 @@ def _complete(folder: Path, destination: Path, sink: Sink, files: Sequence[Outpu
         sync_directory(directory)
     folder.rename(destination)
     sync_directory(destination.absolute().parent)
-
-
-def _executor(workers: int) -> Executor:
-    """Processes, or a thread where there would be but one."""
-    if workers <= 1:
-        return ThreadPoolExecutor(1)
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
-
-
-def _begin_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End when the parent is killed, also in the middle of a file."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def digest_of(values: Any) -> str:
-    """A hash of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

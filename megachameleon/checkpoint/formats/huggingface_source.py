@@ -20,7 +20,7 @@ from megachameleon.checkpoint.formats.huggingface_names import (
     name_in_huggingface,
     shape_in_huggingface,
 )
-from megachameleon.checkpoint.formats.plain import Description, plain_shapes, require_tensors
+from megachameleon.checkpoint.formats.plain import Description, KnownHash, plain_shapes, require_tensors
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
 
@@ -76,12 +76,9 @@ class HuggingFaceSource:
             note = f"QK-norms of the heads of a group were averaged; they were up to {distance:.3g} apart"
             self.description = replace(self.description, notes=(*self.description.notes, note))
 
-    def checks(self) -> list[str]:
+    def hashes(self) -> list[KnownHash]:
         """None: the format has no hashes."""
         return []
-
-    def check(self, name: str) -> None:
-        """See `Source`."""
 
     def read(self, name: str, box: Box) -> Tensor:
         """See `Source`."""

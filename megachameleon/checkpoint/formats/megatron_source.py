@@ -18,6 +18,7 @@ from megachameleon.checkpoint.folder import (
 from megachameleon.checkpoint.formats.megatron_layout import Place, global_key, global_shapes, places
 from megachameleon.checkpoint.formats.plain import (
     Description,
+    KnownHash,
     layer_of,
     plain_shapes,
     require_tensors,
@@ -80,13 +81,13 @@ class MegatronSource:
         has_masters = exact and masters.keys() == weights.keys()
         return (masters if has_masters else weights), has_masters
 
-    def checks(self) -> list[str]:
-        """All files with weights."""
-        return sorted({part.file for entry in self._index.values() for part in entry.parts})
-
-    def check(self, name: str) -> None:
-        """Compare a file with its SHA-256."""
-        verify_hashes(self.checkpoint, [name], self._manifest)
+    def hashes(self) -> list[KnownHash]:
+        """Of all files with weights."""
+        names = sorted({part.file for entry in self._index.values() for part in entry.parts})
+        return [
+            KnownHash(path=self.checkpoint / name, digest=self._manifest.files[name]["sha256"], said_by=MANIFEST_FILE)
+            for name in names
+        ]
 
     def read(self, name: str, box: Box) -> Tensor:
         """See `Source`."""

@@ -77,21 +77,26 @@ class Description:
     """What a reader should be told: what was recognised, what is missing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownHash:
+    """A file of a source and what its bytes should hash to."""
+
+    path: Path
+    digest: str
+    """Hexadecimal."""
+    algorithm: str = "sha256"
+    """As `hashlib.new` calls it."""
+    said_by: str
+    """The file that says so, for errors."""
+
+
 class Source(Protocol):
-    """A checkpoint that can be read tensor by tensor; picklable, so that worker processes read it too."""
+    """A checkpoint that can be read tensor by tensor, from several threads at once."""
 
     description: Description
 
-    def checks(self) -> list[str]:
-        """Files whose bytes can be compared with a hash before anything is read."""
-        ...
-
-    def check(self, name: str) -> None:
-        """Compare one of them.
-
-        Raises:
-            ValueError: it is damaged.
-        """
+    def hashes(self) -> list[KnownHash]:
+        """Of the files with tensors, where the format has any; they are compared before a conversion is whole."""
         ...
 
     def read(self, name: str, box: Box) -> Tensor:
@@ -139,7 +144,7 @@ class OutputFile:
 
 
 class Sink(Protocol):
-    """A format that can be written; picklable."""
+    """A format that can be written, several files at once, each in a thread of its own."""
 
     @property
     def notes(self) -> tuple[str, ...]:

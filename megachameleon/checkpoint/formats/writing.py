@@ -1,10 +1,16 @@
-"""A safetensors file written tensor by tensor: the header first, which needs shapes only, then the bytes."""
+"""Files written from beginning to end: hashed and made durable on the way; safetensors files tensor by tensor."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,11 +20,112 @@ from megachameleon.checkpoint.snapshot import KINDS
 
 STRIDE = 8 << 20
 """Bytes that are hashed and written at a time."""
+BUFFERS = 2
+DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def file_order(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     """Wide types first, so that each tensor begins at a multiple of its type's size."""
     return tuple(sorted(pieces, key=lambda piece: -piece.dtype.itemsize))
+
+
+class DurableFile:
+    """A file that is written in one go; on the disk for good once it is closed.
+
+    What is given is copied into one of two buffers and hashed, while a thread writes the other one. Where the file
+    system can, it is written past the page cache: filling the cache with what nobody reads soon costs more time than
+    the disk needs.
+    """
+
+    def __init__(self, path: Path, algorithms: Sequence[str] = ("sha256",)) -> None:
+        """
+        Args:
+            algorithms: hashes to be computed, as `hashlib.new` calls them.
+
+        Raises:
+            OSError: it cannot be written; here and in every other method.
+        """
+        self._hashes = {name: hashlib.new(name) for name in algorithms}
+        self._descriptor, self._direct = _open(path)
+        self._thread = ThreadPoolExecutor(1)
+        self._buffers = [mmap.mmap(-1, STRIDE) for _ in range(BUFFERS)]  # begins at a page, as O_DIRECT wants it
+        self._written: list[Future | None] = [None] * BUFFERS
+        self._current = self._filled = 0
+        self.size = 0
+        """Bytes so far."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append; `data` (bytes) may be changed as soon as this returns."""
+        view = memoryview(data)
+        while view:
+            part = view[: STRIDE - self._filled]
+            end = self._filled + len(part)
+            self._buffers[self._current][self._filled : end] = part
+            self._filled = end
+            if end == STRIDE:
+                self._flush()
+            view = view[len(part) :]
+            self.size += len(part)
+
+    def write_tensor(self, tensor: Tensor) -> None:
+        """Append its values, row by row as safetensors and torch store them."""
+        if tensor.numel():
+            self.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+    def digests(self) -> Digests:
+        """Of all that was written, after the file is closed."""
+        return {name: digest.hexdigest() for name, digest in self._hashes.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                for written in self._written:
+                    if written is not None:
+                        written.result()
+                os.fsync(self._descriptor)
+        finally:
+            self._thread.shutdown()
+            os.close(self._descriptor)
+
+    def _flush(self) -> None:
+        """Hash the current buffer, have it written, and wait until the other is free."""
+        data = memoryview(self._buffers[self._current])[: self._filled]
+        self._written[self._current] = self._thread.submit(self._put, data)
+        for digest in self._hashes.values():
+            digest.update(data)
+        self._current, self._filled = (self._current + 1) % BUFFERS, 0
+        before = self._written[self._current]
+        if before is not None:
+            before.result()
+
+    def _put(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except OSError as error:
+                # What is left at the end is no whole block, or the file system wants other blocks than a page.
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+                fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~DIRECT)
+                self._direct = False
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A descriptor, and whether it writes past the page cache."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        return os.open(path, flags | DIRECT, 0o666), bool(DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666), False
 
 
 def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Digests:
@@ -34,20 +141,21 @@ def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Ten
     Raises:
         OSError: it cannot be written; what there is of it is left.
     """
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        header = _header(pieces)
-        digest.update(header)
-        file.write(header)
-        for piece, tensor in zip(pieces, tensors, strict=True):
-            assert (tensor.dtype, tuple(tensor.shape)) == (piece.dtype, piece.shape), piece.name
-            values = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-            for start in range(0, len(values), STRIDE):
-                digest.update(values[start : start + STRIDE])
-                file.write(values[start : start + STRIDE])
-        file.flush()
-        os.fsync(file.fileno())
-    return {"sha256": digest.hexdigest()}
+    with DurableFile(path) as file:
+        file.write(_header(pieces))
+        left = iter(tensors)
+        for piece in pieces:
+            file.write_tensor(
+                _next(left, piece)
+            )  # no name for the tensor here, which would outlive the next one's birth
+        assert next(left, None) is None
+    return file.digests()
+
+
+def _next(tensors: Iterator[Tensor], piece: Piece) -> Tensor:
+    tensor = next(tensors)
+    assert (tensor.dtype, tuple(tensor.shape)) == (piece.dtype, piece.shape), piece.name
+    return tensor
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:
