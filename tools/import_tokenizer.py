@@ -1,4 +1,4 @@
-"""Bring in the tokenizers of a Chameleon release, and give a text tokenizer to Hugging Face."""
+"""Bring in the tokenizers of a Chameleon release or a Llama, and give a text tokenizer to Hugging Face."""
 
 import argparse
 from pathlib import Path
@@ -9,6 +9,8 @@ EXAMPLES = """\
   # Meta's files, by name or by the folder that holds them
   python tools/import_tokenizer.py text chameleon/data/tokenizer/text_tokenizer.json --output tokenizers/text
   python tools/import_tokenizer.py image chameleon/data/tokenizer --output tokenizers/image
+  # Llama's text with ids for pictures, for a mixed-modal model that starts from its weights
+  python tools/import_tokenizer.py text llama-2-7b/ --output tokenizers/llama --image-codes 8192 --image-grid 32x32
   # a text tokenizer of ours, trained or imported, for tokenizers and transformers
   python tools/import_tokenizer.py export tokenizers/text --output tokenizers/text-hf
 """
@@ -18,9 +20,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = tool_parser(__doc__ or "", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
-    text = commands.add_parser("text", help="import text_tokenizer.json (byte-level BPE of the tokenizers library)")
-    text.add_argument("source", type=Path, help="text_tokenizer.json, a Hugging Face tokenizer.json, or their folder")
-    text.add_argument("--output", type=Path, required=True, help="folder for text.json and vocabulary.json")
+    text = commands.add_parser("text", help="import Chameleon's text_tokenizer.json, or Llama's tokenizer.model")
+    text.add_argument(
+        "source", type=Path, help="text_tokenizer.json, tokenizer.model, a tokenizer.json, or their folder"
+    )
+    text.add_argument("--output", type=Path, required=True, help="folder for the text tokenizer and vocabulary.json")
+    text.add_argument("--image-codes", type=int, metavar="N", help="Llama's: ids for picture codes (default: 8192)")
+    text.add_argument(
+        "--image-grid", type=_grid, metavar="ROWSxCOLUMNS", help="Llama's: codes of one picture (default: 32x32)"
+    )
     text.add_argument("--replace", action="store_true", help="put it in the place of one that is in OUTPUT")
     image = commands.add_parser("image", help="import the VQ-GAN: vqgan.ckpt or a Hugging Face checkpoint")
     image.add_argument("source", type=Path, help="vqgan.ckpt, model.safetensors, or a folder that holds one of them")
@@ -37,6 +45,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _grid(text: str) -> tuple[int, int]:
+    try:
+        rows, columns = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxCOLUMNS, such as 32x32") from None
+    return rows, columns
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Run one of the subcommands."""
     {"text": _text, "image": _image, "export": _export}[arguments.command](arguments)
@@ -44,11 +60,16 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _text(arguments: argparse.Namespace) -> None:
     from megachameleon.tokens.text import require_no_tokenizer
-    from megachameleon.tokens.text.importing import import_text_tokenizer
+    from megachameleon.tokens.text.importing import import_any_text_tokenizer
 
     if not arguments.replace:
         require_no_tokenizer(arguments.output)
-    tokenizer = import_text_tokenizer(arguments.source, arguments.output)
+    tokenizer = import_any_text_tokenizer(
+        arguments.source,
+        arguments.output,
+        num_image_codes=arguments.image_codes,
+        image_grid=arguments.image_grid,
+    )
     vocabulary = tokenizer.vocabulary
     print(f"{arguments.output}: {vocabulary.size:,} ids, {vocabulary.num_text_ids:,} of them text")
 

@@ -61,6 +61,28 @@ def test_a_missing_source_is_one_line(call, command, tmp_path, capsys):
 def test_the_examples_of_help_are_understood():
     tool = runpy.run_path(str(ROOT / "tools/import_tokenizer.py"))
     examples = [line for line in tool["EXAMPLES"].splitlines() if "python" in line]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for line in examples:
         tool["parser"]().parse_args(shlex.split(line)[2:])
+
+
+def test_llamas_text_gets_ids_for_pictures(call, tmp_path, capsys):
+    from llama_tokenizers import train_like_llama
+
+    llama = tmp_path / "llama"
+    llama.mkdir()
+    (llama / "tokenizer.model").write_bytes(train_like_llama(400))
+    call("text", llama, "--output", tmp_path / "ours", "--image-codes", 16, "--image-grid", "2x4")
+    assert "512 ids, 397 of them text" in capsys.readouterr().out
+    vocabulary = TextTokenizer.load(tmp_path / "ours").vocabulary
+    assert (vocabulary.num_image_codes, vocabulary.image_grid) == (16, (2, 4))
+    with pytest.raises(SystemExit):
+        call("text", llama, "--output", tmp_path / "other", "--image-grid", "32")
+    assert "'32' is not ROWSxCOLUMNS" in capsys.readouterr().err
+
+
+def test_pictures_of_a_release_are_not_described_anew(call, tmp_path, capsys):
+    source = write_release(tmp_path / "text_tokenizer.json")
+    with pytest.raises(SystemExit) as ended:
+        call("text", source, "--output", tmp_path / "ours", "--image-codes", 16)
+    assert ended.value.code == 2 and "leave out --image-codes" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def read_llama_model(path: Path) -> Any:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes are no tokenizer; give Llama's {MODEL_FILE}")
     content = path.read_bytes()
-    model = _from_json(content, path) if path.suffix == ".json" else _from_sentencepiece(content, path)
+    model = _from_sentencepiece(content, path) if path.suffix == ".model" else _from_json(content, path)
     spellings = [piece.piece for piece in model.pieces]
     if len(set(spellings)) != len(spellings):
         twice = next(spelling for number, spelling in enumerate(spellings) if spelling in spellings[:number])

@@ -22,7 +22,7 @@ def merges_of(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str
         ValueError: the model has pieces that stand alone beyond those of our training, or two pieces of one score.
     """
     first_byte, size = processor.piece_to_id("<0x00>"), processor.get_piece_size()
-    alone = [processor.id_to_piece(piece) for piece in range(1, first_byte)]
+    alone = [processor.id_to_piece(piece) for piece in range(1, first_byte) if not processor.is_unused(piece)]
     if strange := set(alone) - RELEASE_PIECES:
         raise ValueError(
             f"text.model: pieces {sorted(strange)} that stand alone cannot be exported; train it with ours"
@@ -30,8 +30,10 @@ def merges_of(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str
     scores = {}
     for piece in range(first_byte, size):
         spelling = processor.id_to_piece(piece)
+        if processor.is_byte(piece) or processor.is_unused(piece):
+            continue
         # A piece with one that stands alone in it never arises.
-        if not processor.is_byte(piece) and not any(part in spelling for part in alone):
+        if not any(part in spelling for part in alone):
             scores[spelling] = processor.get_score(piece)
     if len(set(scores.values())) != len(scores):
         raise ValueError("text.model: two pieces have one score, so it is not a BPE model; train it with ours")
