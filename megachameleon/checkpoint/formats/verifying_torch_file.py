@@ -39,7 +39,7 @@ class StoredTensors:
         start = getattr(fake.untyped_storage(), "_checkpoint_offset", None)
         extent = 1 + sum((size - 1) * stride for size, stride in zip(fake.shape, fake.stride(), strict=True))
         if start is None or 0 in fake.shape:
-            raise ValueError(f"{self.path}: {name} has no place in the file; copy it again")
+            raise ValueError(f"{self.path}: {name} is empty, or in torch's form before 1.6; save the file again")
         start += fake.storage_offset() * fake.itemsize
         if start + extent * fake.itemsize > self.path.stat().st_size:
             raise ValueError(f"{self.path}: {name} ends behind the end of the file; copy it again")
