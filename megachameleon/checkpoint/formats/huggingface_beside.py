@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, TOKENIZER_FILES
+from megachameleon.checkpoint.formats.huggingface_config import is_chameleon
+from megachameleon.checkpoint.formats.huggingface_names import TOKENIZER_FILES
 from megachameleon.checkpoint.formats.huggingface_pictures import (
     PictureEncoder,
     open_picture_encoder,
@@ -22,8 +23,8 @@ def own_tokenizer(description: Description, given: Path | None) -> Path | None:
     if given is not None:
         _require_same_text(description, given)
         return given
-    if (description.origin / CONFIG_FILE).is_file() and (description.origin / TOKENIZER_FILES[0]).is_file():
-        return description.origin
+    if is_chameleon(description.origin):
+        return description.origin if (description.origin / TOKENIZER_FILES[0]).is_file() else None
     if description.run is None:
         return None
     named = Path(description.run.data.tokenizer)
@@ -42,7 +43,7 @@ def own_pictures(description: Description, given: Path | None) -> PictureEncoder
     """
     if given is not None:
         return _picture_encoder(description, given)
-    if (description.origin / CONFIG_FILE).is_file():
+    if is_chameleon(description.origin):
         return picture_encoder_within(description.origin)
     if description.run is None or description.run.data.image_tokenizer is None:
         return None

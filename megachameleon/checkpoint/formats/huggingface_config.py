@@ -4,14 +4,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megachameleon.checkpoint.formats.huggingface_names import QK_NORM_EPS, vocabulary_map
+from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, QK_NORM_EPS, vocabulary_map
 from megachameleon.config import ModelConfig
+from megachameleon.files import read_json
 from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER
 from megachameleon.tokens.vocabulary import Vocabulary
 
+MODEL_TYPE = "chameleon"
 UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
 DEFAULTS = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "model_parallel_size": 1, "swin_norm": False}
 """transformers' own, for what is left out."""
+
+
+def is_chameleon(folder: Path) -> bool:
+    """Whether a folder is Hugging Face's form of a Chameleon, by its config.json."""
+    settings = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
+    return isinstance(settings, dict) and settings.get("model_type") == MODEL_TYPE
 
 
 def read_model(path: Path, settings: Any) -> ModelConfig:
@@ -20,7 +28,7 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
     Raises:
         ValueError: it is not a Chameleon, or one with what this project's decoder does not have.
     """
-    if not isinstance(settings, dict) or settings.get("model_type") != "chameleon":
+    if not isinstance(settings, dict) or settings.get("model_type") != MODEL_TYPE:
         kind = settings.get("model_type") if isinstance(settings, dict) else None
         raise ValueError(f"{path}: model_type is {kind!r}, not 'chameleon'; only Chameleon can be imported")
     values = {**DEFAULTS, **{name: value for name, value in settings.items() if value is not None}}

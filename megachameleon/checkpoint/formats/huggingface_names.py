@@ -25,12 +25,10 @@ TOKENIZER_FILES = (
     TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
-    IMAGE_PROCESSOR_FILE,
-    PROCESSOR_FILE,
     "chat_template.json",
     "chat_template.jinja",
 )
-"""All that text and pictures go through before the model, `tokenizer.json` first."""
+"""All that text goes through before the model, `tokenizer.json` first."""
 CODE_PREFIX = "IMGIMG"
 """Whatever `vocabulary_map` names so, transformers takes for a picture code."""
 QK_NORM_EPS = 1e-5

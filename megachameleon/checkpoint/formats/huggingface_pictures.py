@@ -18,7 +18,7 @@ from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.tokens.vq import ImageTokenizer
 from megachameleon.tokens.vq.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from megachameleon.tokens.vq.tokenizer import WEIGHTS_FILE as TOKENIZER_WEIGHTS
-from megachameleon.tokens.vq.vqgan import CODEBOOK_TENSOR
+from megachameleon.tokens.vq.vqgan import CODEBOOK_TENSOR, VQGANConfig
 
 OUR_CODEBOOK = "codebook.codes"
 DECODER = "decoder."
@@ -46,6 +46,17 @@ class PictureEncoder:
     settings: dict[str, Any]
     """For `vq_config`."""
 
+    @property
+    def image_size(self) -> int:
+        """Side of its pictures in pixels."""
+        return self.settings.get("resolution", VQGANConfig().image_size)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether an image tokenizer that draws goes with it."""
+        source = self._image_tokenizer()
+        return source is not None and bool(read_json(source / TOKENIZER_CONFIG).get("can_decode", True))
+
     def pieces(self) -> tuple[Piece, ...]:
         """What goes into the output's files, in its own precision: in bf16 other codes would come out."""
         return tuple(
@@ -64,11 +75,15 @@ class PictureEncoder:
 
     def copy_beside(self, folder: Path) -> None:
         """Ship the image tokenizer, decoder included, where it is one of ours or came with one."""
-        source = self.origin if (self.origin / TOKENIZER_CONFIG).is_file() else self.origin / BESIDE
-        if (source / TOKENIZER_CONFIG).is_file():
+        source = self._image_tokenizer()
+        if source is not None:
             (folder / BESIDE).mkdir(exist_ok=True)
             for name in (TOKENIZER_CONFIG, TOKENIZER_WEIGHTS):
                 shutil.copyfile(source / name, folder / BESIDE / name)
+
+    def _image_tokenizer(self) -> Path | None:
+        places = (self.origin, self.origin / BESIDE)
+        return next((place for place in places if (place / TOKENIZER_CONFIG).is_file()), None)
 
 
 def open_picture_encoder(path: Path, vocabulary: Vocabulary, fingerprint: str | None) -> PictureEncoder:

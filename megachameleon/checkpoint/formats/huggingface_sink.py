@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megachameleon.checkpoint.formats.huggingface_config import is_chameleon
 from megachameleon.checkpoint.formats.huggingface_names import (
     CONFIG_FILE,
     EXTRA_FILE,
     GENERATION_FILE,
+    IMAGE_PROCESSOR_FILE,
     INDEX_FILE,
     PICTURES,
+    PROCESSOR_FILE,
     QK_NORM_EPS,
+    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
     model_settings,
@@ -25,11 +29,13 @@ from megachameleon.checkpoint.formats.huggingface_names import (
     vocabulary_map,
 )
 from megachameleon.checkpoint.formats.huggingface_pictures import SMALLEST, PictureEncoder
+from megachameleon.checkpoint.formats.huggingface_processor import image_processor_settings, processor_settings
 from megachameleon.checkpoint.formats.plain import Description, Digests, OutputFile, Piece, plain_shapes, whole
 from megachameleon.checkpoint.formats.writing import file_order, write_safetensors
 from megachameleon.files import read_json, write_json
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.text.huggingface import export_text_tokenizer
+from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER
 from megachameleon.tokens.vocabulary import Vocabulary
 
 SHARD_BYTES = 5_000_000_000
@@ -75,13 +81,17 @@ class HuggingFaceSink:
 
     def _notes(self) -> Iterator[str]:
         if self.tokenizer is None:
-            yield "no text tokenizer beside it: give its folder with --tokenizer"
+            yield "no text tokenizer beside it, nor a processor: give its folder with --tokenizer"
         if self.pictures is None:
             yield (
                 "no picture encoder (model.vqmodel): transformers starts it at random and says so, so give it text and "
                 "picture codes only, or a VQ-GAN's folder with --image-tokenizer"
             )
-        yield "no processor: turn pictures into codes with this project's tools, or model.get_image_tokens"
+        elif not self.pictures.has_decoder:
+            yield (
+                "no picture decoder (image_tokenizer/): Hugging Face's files leave it out; to draw pictures, give "
+                "--image-tokenizer with a folder that tools/import_tokenizer.py image made of Meta's vqgan.ckpt"
+            )
 
     def files(self) -> list[OutputFile]:
         """See `Sink`."""
@@ -140,9 +150,8 @@ class HuggingFaceSink:
             write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
         pieces = self._write_tokenizer(folder)
         write_json(folder / CONFIG_FILE, self._settings(pieces))
-        vocabulary = self.vocabulary
-        ids = {"bos_token_id": vocabulary.bos, "pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.eos}
-        write_json(folder / GENERATION_FILE, ids)
+        write_json(folder / GENERATION_FILE, self._generation_settings())
+        self._write_processor(folder)
         if self.pictures is not None:
             self.pictures.copy_beside(folder)
         extra = {
@@ -153,24 +162,57 @@ class HuggingFaceSink:
         }
         write_json(folder / EXTRA_FILE, extra)
 
-    def _settings(self, pieces: dict[str, int] | None) -> dict[str, Any]:
+    def _settings(self, names: dict[str, int]) -> dict[str, Any]:
         return {
             **model_settings(self.description.model, self.vocabulary),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "vocabulary_map": vocabulary_map(self.vocabulary, pieces),
+            "vocabulary_map": names,
             "vq_config": self.pictures.settings if self.pictures else SMALLEST,
         }
 
-    def _write_tokenizer(self, folder: Path) -> dict[str, int] | None:
-        """Returns the names of its pieces."""
-        if self.tokenizer is None:
-            return None
-        if (self.tokenizer / CONFIG_FILE).is_file():  # another export
-            for name in TOKENIZER_FILES:
-                if (self.tokenizer / name).is_file():
-                    shutil.copyfile(self.tokenizer / name, folder / name)
-            known = read_json(self.tokenizer / CONFIG_FILE).get("vocabulary_map")
-            return known if isinstance(known, dict) else None
-        export_text_tokenizer(TextTokenizer.load(self.tokenizer), folder)
-        vocab: dict[str, int] = read_json(folder / TOKENIZER_FILES[0])["model"]["vocab"]
-        return vocab
+    def _generation_settings(self) -> dict[str, Any]:
+        """The source's own, with the ids of its vocabulary; more ids that end a text are kept."""
+        origin, vocabulary = self.description.origin, self.vocabulary
+        path = origin / GENERATION_FILE
+        known = read_json(path) if is_chameleon(origin) and path.is_file() else {}
+        ids: dict[str, Any] = {
+            "bos_token_id": vocabulary.bos,
+            "pad_token_id": vocabulary.pad,
+            "eos_token_id": vocabulary.eos,
+        }
+        ends = known.get("eos_token_id")
+        if isinstance(ends, list) and vocabulary.eos in ends:
+            ids["eos_token_id"] = ends
+        return {**known, **ids}
+
+    def _write_tokenizer(self, folder: Path) -> dict[str, int]:
+        """Returns the names of its pieces, for `vocabulary_map`."""
+        if self.tokenizer is not None and not is_chameleon(self.tokenizer):
+            export_text_tokenizer(TextTokenizer.load(self.tokenizer), folder)
+            return vocabulary_map(self.vocabulary, read_json(folder / TOKENIZER_FILES[0])["model"]["vocab"])
+        for name in TOKENIZER_FILES if self.tokenizer is not None else ():
+            _copy(self.tokenizer, folder, name)
+        origin = self.tokenizer or self.description.origin
+        known = read_json(origin / CONFIG_FILE).get("vocabulary_map") if is_chameleon(origin) else None
+        if isinstance(known, dict) and IMAGE_PLACEHOLDER in known:
+            return known
+        return vocabulary_map(self.vocabulary, known if isinstance(known, dict) else None)
+
+    def _write_processor(self, folder: Path) -> None:
+        """That of whoever the pictures or the text come from, else ours."""
+        if self.pictures is None:
+            return
+        if not _copy(self.pictures.origin, folder, IMAGE_PROCESSOR_FILE):
+            write_json(folder / IMAGE_PROCESSOR_FILE, image_processor_settings(self.pictures.image_size))
+        if self.tokenizer is not None and not _copy(self.tokenizer, folder, PROCESSOR_FILE):
+            names = read_json(folder / TOKENIZER_CONFIG_FILE)
+            image_token = names.get("image_token", IMAGE_PLACEHOLDER)
+            write_json(folder / PROCESSOR_FILE, processor_settings(self.vocabulary, image_token))
+
+
+def _copy(source: Path | None, folder: Path, name: str) -> bool:
+    """Whether there is such a file, which then is copied."""
+    if source is None or not (source / name).is_file():
+        return False
+    shutil.copyfile(source / name, folder / name)
+    return True
