@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace) -> None:
     source = open_source(arguments.source_kind, arguments.source, options)
     if arguments.verify_only:
         return _verify(arguments, source.description, options)
-    sink = make_sink(arguments.kind, source.description, options)
+    sink = make_sink(arguments.kind, source.description, options, source)
     _tell(source.description, sink.notes)
     done = convert(source, sink, arguments.destination, workers=arguments.workers)
     again = f", {done.files_found} of them from an interrupted conversion" if done.files_found else ""
