@@ -1,4 +1,4 @@
-"""What a folder of Hugging Face's is: Chameleon and its variants, Llama, or any other model as plain files of tensors."""
+"""What a folder of Hugging Face's is: Chameleon and its variants, Llama, or another model as plain tensors."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -55,9 +55,8 @@ def describe_huggingface(folder: Path) -> Report:
     hashes = extra.get("sha256")
     for name in names:
         known = {"sha256": str(hashes[name])} if isinstance(hashes, dict) and name in hashes else {}
-        report.files.append(
-            file_info(folder, name, files.get(name), _holds(files[name]) if name in files else "", **known)
-        )
+        holds = _holds(files[name]) if name in files else ""
+        report.files.append(file_info(folder, name, files.get(name), holds, **known))
     report.sections["settings"] = _settings(folder, settings)
     if isinstance(extra.get("lineage"), dict):
         report.sections["lineage"] = extra["lineage"]

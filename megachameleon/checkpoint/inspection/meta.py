@@ -15,7 +15,6 @@ from megachameleon.checkpoint.formats.meta_names import (
     file_names,
 )
 from megachameleon.checkpoint.formats.meta_params import MOST_JSON_BYTES, model_of_params, read_params
-from megachameleon.checkpoint.inspection.naming import part_of
 from megachameleon.checkpoint.inspection.raw import RawFile, listed
 from megachameleon.checkpoint.inspection.report import Report
 from megachameleon.checkpoint.inspection.shape import model_facts, require_sensible, vocabulary_facts
@@ -63,7 +62,7 @@ def describe_meta(folder: Path) -> Report:
     checklist = _checklist(folder, problems)
     for name in [*names, *(name for name in checklist if name not in names)]:
         raw = files.get(name)
-        holds = ", ".join(sorted({part_of(tensor) for tensor in raw.tensors})) if raw else ""
+        holds = ("all of it" if len(names) == 1 else "a part of every matrix, QK-norm of its heads") if raw else ""
         known = {"md5": checklist[name]} if name in checklist else {}
         report.files.append(file_info(folder, name, raw, holds, **known))
     report.sections["settings"] = {name: value for name, value in params.items() if value is not None}

@@ -28,6 +28,7 @@ from megachameleon.checkpoint.inspection.tensors import StoredTensors
 from megachameleon.checkpoint.retention import HIDDEN
 
 JOB_FILE, RECORDS, PARTIAL = "conversion.json", "records", ".partial"
+CHECKPOINTS, MOST_NAMED = "checkpoints", 6
 WHOLE_FOLDERS = (MANIFEST_FILE, CONFIG_FILE, PARAMS_FILE, INDEX_FILE, "model.safetensors.index.json")
 
 
@@ -106,12 +107,21 @@ def _newest(path: Path, root: Path) -> Report:
         state = "whole" if is_whole(checkpoint) else "damaged" if checkpoint in complete else "without a manifest"
         others[checkpoint.name] = state
     others |= {hidden.name: state for hidden, state in hidden_attempts(root)}
-    report.sections = {"checkpoints of the run": others, **report.sections}
+    report.sections = {CHECKPOINTS: _shortened(others), **report.sections}
     newest = named_checkpoints(root)[-1:]
     if newest and newest[0] != report.path:
         report.problems.append(f"{newest[0].name} is newer and not complete; this is {report.path.name}")
-    report.notes.append(f"{path} has {len(complete)} complete checkpoints; this is {report.path.name}")
+    if len(complete) > 1:
+        report.notes.append(f"{path} has {len(complete)} complete checkpoints; this is {report.path.name}")
     return report
+
+
+def _shortened(states: Facts) -> Facts:
+    """Those that are not whole, and the newest of the others."""
+    whole = [name for name, state in states.items() if state == "whole"]
+    dropped = whole[:-MOST_NAMED]
+    more = {f"{len(dropped)} older": "whole"} if dropped else {}
+    return more | {name: state for name, state in states.items() if name not in dropped}
 
 
 def _conversion(folder: Path) -> Report:

@@ -63,10 +63,18 @@ class RawFile(Protocol):
     """A file of tensors."""
 
     path: Path
-    tensors: Mapping[str, RawTensor]
     problems: tuple[str, ...]
     """What is wrong with the file, a line each; those of single tensors stand with them too."""
-    metadata: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> Mapping[str, RawTensor]:
+        """By name."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Plain values beside the tensors."""
+        ...
 
     def read(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor:
         """A tensor, or a box of it, in its own dtype, in memory that nothing else uses.

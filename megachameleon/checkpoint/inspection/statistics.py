@@ -1,16 +1,18 @@
 """Norms and other numbers of tensors, and the hash of a model, in one pass that holds one tensor at a time."""
 
+import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megachameleon.checkpoint.inspection.tensors import Tensors
+from megachameleon.checkpoint.inspection.raw import listed
+from megachameleon.checkpoint.inspection.report import Report
 
 AT_A_TIME = 1 << 20
 """Values; what is computed from them stays in the processor's cache."""
@@ -38,7 +40,13 @@ class TensorNumbers:
 
     def as_plain(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "rms": self.rms}
+        values = {**asdict(self), "rms": self.rms}
+        return {name: plain_number(value) for name, value in values.items()}
+
+
+def plain_number(value: float) -> float | None:
+    """A number as JSON has it: none is infinite."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,18 @@ class Measured:
     """Of the tensors that could be read."""
     content_hash: str | None
     """None: nobody has asked, or a tensor could not be read."""
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """By name."""
+        return {name: found.norm for name, found in self.numbers.items()}
+
+    def as_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = {"content_hash": self.content_hash}
+        if self.numbers:
+            found["numbers"] = {name: numbers.as_plain() for name, numbers in self.numbers.items()}
+        return found
 
 
 def numbers_of(tensor: Tensor) -> TensorNumbers:
@@ -81,32 +101,56 @@ def numbers_of(tensor: Tensor) -> TensorNumbers:
     )
 
 
+def chosen(report: Report, pattern: str | None) -> list[str]:
+    """Names that fit a pattern such as `*.q_norm.*`; None: all but the state of an optimizer.
+
+    Raises:
+        ValueError: none fits.
+    """
+    infos = report.tensors.infos
+    if pattern is None:
+        return [name for name in infos if not name.startswith("optimizer.")]
+    found = [name for name in infos if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(f"--tensors {pattern}: fits none of {len(infos)} names, such as {listed(infos)}")
+    return found
+
+
 def measure(
-    tensors: Tensors, names: Iterable[str], advance: Callable[[int], None], *, numbers: bool, content: bool
+    report: Report, names: Sequence[str], advance: Callable[[int], None], *, numbers: bool, content: bool
 ) -> Measured:
-    """Read tensors one after the other.
+    """Read tensors one after the other; what cannot be read, or is not finite, goes to the report's problems.
 
     Args:
-        names: in this order, which the hash follows.
+        names: whose numbers are wanted.
         advance: called with the bytes of each tensor.
         numbers: compute norms and the like.
-        content: compute the hash of all values.
+        content: compute the hash of all tensors.
     """
+    tensors, wanted = report.tensors, set(names)
     found: dict[str, TensorNumbers] = {}
     digest = hashlib.sha256()
-    is_whole = True
-    for name in names:
+    is_whole = bool(tensors.infos)
+    # Plain tensors have an order of their own; that of files follows from how they were written.
+    all_names = list(tensors.infos) if report.plain is not None else sorted(tensors.infos)
+    for name in all_names if content else names:
         info = tensors.infos[name]
-        if info.problem:
+        try:
+            tensor = None if info.problem else tensors.read(name)
+        except (ValueError, OSError) as error:
+            report.problems.append(f"{name}: {error}")
+            tensor = None
+        if tensor is None:
             is_whole = False
             continue
-        with torch.no_grad():
-            tensor = tensors.read(name)
-            if numbers:
-                found[name] = numbers_of(tensor)
-            if content and is_whole:
-                add_to_hash(digest, name, tensor)
+        if numbers and name in wanted:
+            found[name] = numbers_of(tensor)
+            if found[name].not_finite:
+                report.problems.append(f"{name}: {found[name].not_finite:,} values are not finite")
+        if content and is_whole:
+            add_to_hash(digest, name, tensor)
         advance(info.num_bytes)
+    found = {name: found[name] for name in names if name in found}
     return Measured(numbers=found, content_hash=digest.hexdigest() if content and is_whole else None)
 
 

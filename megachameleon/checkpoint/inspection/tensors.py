@@ -51,8 +51,10 @@ class TensorInfo:
 class Tensors(Protocol):
     """Named tensors that are read one at a time."""
 
-    infos: Mapping[str, TensorInfo]
-    """In the order of computation where there is one."""
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """By name, in the order of computation where there is one."""
+        ...
 
     def read(self, name: str) -> Tensor:
         """All of a tensor, on the CPU, in its own dtype.
