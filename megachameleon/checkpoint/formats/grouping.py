@@ -1,9 +1,11 @@
 """QK-norm's vectors for fewer or more groups of heads than there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
+
+from megachameleon.checkpoint.formats.plain import layer_of
 
 
 def regrouped(values: Tensor, groups: int) -> Tensor:
@@ -30,7 +32,7 @@ def averaging_note(origin: Path, distances: Mapping[str, float], *, averaged: bo
     """What a reader is told of vectors that lose what makes them different; None: none do.
 
     Args:
-        distances: by tensor, `largest_distance`.
+        distances: `largest_distance` by plain name.
         averaged: whether somebody has asked for means.
         remedy: another way out.
 
@@ -43,7 +45,19 @@ def averaging_note(origin: Path, distances: Mapping[str, float], *, averaged: bo
     worst = max(apart, key=lambda name: apart[name])
     if averaged:
         return f"QK-norms of the heads of a group were averaged; they were up to {apart[worst]:.3g} apart ({worst})"
+    layers = _ranges(sorted({layer_of(name)[0] or 0 for name in apart}))
     raise ValueError(
-        f"{origin}: heads of a group differ in {len(apart)} QK-norm tensors (by up to {apart[worst]:.3g} in {worst}): "
-        f"{', '.join(apart)}; {remedy}, or --average-qk-norm, which changes the model"
+        f"{origin}: heads of a group differ in {len(apart)} QK-norm tensors (by up to {apart[worst]:.3g} in {worst}; "
+        f"layers {layers}): {remedy}, or --average-qk-norm, which changes the model"
     )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Such as `0-3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

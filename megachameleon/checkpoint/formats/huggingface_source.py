@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape, within
+from megachameleon.checkpoint.formats.grouping import averaging_note, largest_distance, regrouped
 from megachameleon.checkpoint.formats.huggingface_config import read_model, read_vocabulary
 from megachameleon.checkpoint.formats.huggingface_files import folder_identity, open_tensor, read_headers, widest_dtype
 from megachameleon.checkpoint.formats.huggingface_names import (
@@ -20,6 +21,7 @@ from megachameleon.checkpoint.formats.huggingface_names import (
     name_in_huggingface,
     shape_in_huggingface,
 )
+from megachameleon.checkpoint.formats.meta_names import halves_together
 from megachameleon.checkpoint.formats.plain import Description, KnownHash, plain_shapes, require_tensors
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
@@ -51,7 +53,6 @@ class HuggingFaceSource:
         self.places, shapes, dtypes = read_headers(path)
         model = read_model(path / CONFIG_FILE, settings)
         model, self.variant = _recognised(path, model, shapes, qk_norm_groups)
-        self._averaged = average_qk_norm
         self._shapes = plain_shapes(model)
         found = {name: shape for name, shape in shapes.items() if not name.startswith(PICTURES)}
         found = {name: shape for name, shape in found.items() if not name.endswith(IGNORED)}
@@ -71,10 +72,7 @@ class HuggingFaceSource:
             is_variant=self.variant != "heads",
             notes=(self._variant_note(),) if self._variant_note() else (),
         )
-        distance = self._largest_distance()
-        if distance:
-            note = f"QK-norms of the heads of a group were averaged; they were up to {distance:.3g} apart"
-            self.description = replace(self.description, notes=(*self.description.notes, note))
+        self.description = replace(self.description, notes=(*self.description.notes, *self._averages(average_qk_norm)))
 
     def hashes(self) -> list[KnownHash]:
         """None: the format has no hashes."""
@@ -86,8 +84,7 @@ class HuggingFaceSource:
         if "_norm." in name:
             values = self._grouped(name, self._whole(stored))
         elif self.variant == "anole" and name.endswith((".q", ".k")):
-            heads = model.num_attention_heads if name.endswith(".q") else model.num_query_groups
-            values = halves_together(self._whole(stored), heads)
+            values = halves_together(self._whole(stored), model.head_dim)
         else:
             return self._open(stored, within(Box((0,) * len(box.shape), self._shapes[name]), box)).to(
                 self.description.dtype
@@ -109,47 +106,36 @@ class HuggingFaceSource:
 
     def _grouped(self, name: str, values: Tensor) -> Tensor:
         """A QK-norm's vectors as [groups, head_dim] in our order of rows."""
-        groups = self._shapes[name][0]
         if self.variant == "anole":
-            return halves_together(values[:, None], 1).view(1, -1)
-        by_group = values.unflatten(0, (groups, -1))
-        same = bool((by_group == by_group[:, :1]).all())
-        return by_group[:, 0] if same else by_group.float().mean(1).to(values.dtype)
+            return halves_together(values, len(values)).view(1, -1)
+        return regrouped(values, self._shapes[name][0])
 
-    def _largest_distance(self) -> float:
-        """Between a head's QK-norm and the first of its group.
+    def _averages(self, averaged: bool) -> tuple[str, ...]:
+        """What is lost of norms that a head has by itself.
 
         Raises:
-            ValueError: there is one, and nobody has asked for averages.
+            ValueError: heads of a group differ, and nobody has asked for averages.
         """
         if self.variant != "heads":
-            return 0.0
-        model, apart = self.description.model, {}
-        for name in (name for name in self._shapes if "_norm." in name):
-            by_group = self._whole(name_in_huggingface(name)).float().unflatten(0, (model.qk_norm_groups, -1))
-            distance = (by_group - by_group[:, :1]).abs().max().item()
-            if distance:
-                apart[name] = distance
-        if not apart or self._averaged:
-            return max(apart.values(), default=0.0)
-        worst = max(apart, key=lambda name: apart[name])
-        raise ValueError(
-            f"{self.folder}: heads of a group differ in {len(apart)} QK-norm tensors (by up to {apart[worst]:.3g} in "
-            f"{name_in_huggingface(worst)}), and {model.qk_norm_groups} groups cannot hold them: give more groups with "
-            f"--qk-norm-groups (at most {model.num_query_groups}), or --average-qk-norm, which changes the model"
+            return ()
+        model = self.description.model
+        distances = {
+            name: largest_distance(self._whole(name_in_huggingface(name)), model.qk_norm_groups)
+            for name in self._shapes
+            if "_norm." in name
+        }
+        remedy = (
+            f"{model.qk_norm_groups} groups cannot hold them; give more with --qk-norm-groups (at most "
+            f"{model.num_query_groups})"
         )
+        note = averaging_note(self.folder, distances, averaged=averaged, remedy=remedy)
+        return (note,) if note else ()
 
     def _whole(self, stored: str) -> Tensor:
         return self._open(stored, ())
 
     def _open(self, stored: str, part: tuple[slice, ...]) -> Tensor:
         return open_tensor(self.folder / self.places[stored], stored, part)
-
-
-def halves_together(values: Tensor, heads: int) -> Tensor:
-    """Rows [heads x head_dim, ...] in which rotated pairs are neighbours, reordered so that halves of a head rotate."""
-    width = values.shape[0] // heads
-    return values.view(heads, width // 2, 2, -1).transpose(1, 2).reshape(values.shape)
 
 
 def _recognised(
