@@ -10,6 +10,8 @@ from megachameleon.files import read_json
 from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER
 from megachameleon.tokens.vocabulary import Vocabulary
 
+SHOWN = 8
+"""Names that an error lists of a vocabulary."""
 MODEL_TYPE = "chameleon"
 UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "silu"}
 DEFAULTS = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "model_parallel_size": 1, "swin_norm": False}
@@ -40,6 +42,7 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
             f"{path}: rms_norm_eps={values['rms_norm_eps']}, while Chameleon's QK-norm has {QK_NORM_EPS} in "
             "transformers; the decoder here has one for both"
         )
+    _require_usual_heads(path, values)
     try:
         model = ModelConfig(
             vocab_size=values["vocab_size"],
@@ -63,6 +66,15 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
     return model
 
 
+def _require_usual_heads(path: Path, values: dict[str, Any]) -> None:
+    """Sizes of keys and values are head_dim x key/value heads, with a head_dim that nobody may choose."""
+    heads, hidden, width = (values.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
+    if width is not None and isinstance(heads, int) and isinstance(hidden, int) and width * heads != hidden:
+        raise ValueError(
+            f"{path}: head_dim={width}, but {hidden} / {heads} in Chameleon (hidden_size / num_attention_heads)"
+        )
+
+
 def rope_theta(path: Path, values: dict[str, Any]) -> Any:
     """The base of RoPE's frequencies, which stands in three places by release.
 
@@ -84,6 +96,8 @@ def read_vocabulary(
 ) -> dict[str, Any] | None:
     """What the ids mean, in `Vocabulary.to_dict` form: as our own export, the tokenizer, or Chameleon's release has it.
 
+    Tables may have more rows than the vocabulary has ids (`rows.require_rows`).
+
     Returns:
         None where nothing says it.
 
@@ -94,7 +108,7 @@ def read_vocabulary(
         vocabulary, origin = Vocabulary.load(tokenizer), str(tokenizer)
     elif extra.get("vocabulary"):
         vocabulary, origin = Vocabulary.from_dict(extra["vocabulary"], origin=str(folder)), "megachameleon.json"
-    elif settings.get("vocab_size") == Vocabulary().size and isinstance(settings.get("vocabulary_map"), dict):
+    elif _is_release(folder, settings):
         vocabulary, origin = Vocabulary(), "Chameleon's release"
     else:
         return None
@@ -102,14 +116,37 @@ def read_vocabulary(
     return asdict(vocabulary)
 
 
-def _require_agreement(folder: Path, settings: dict[str, Any], vocabulary: Vocabulary, origin: str) -> None:
-    if settings.get("vocab_size") != vocabulary.size:
-        raise ValueError(f"{folder}: vocab_size={settings.get('vocab_size')}, but {origin} has {vocabulary.size} ids")
+def _is_release(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the ids are Chameleon's 65,536; more rows than these are padding if nothing names them."""
+    rows, size = settings.get("vocab_size"), Vocabulary().size
+    if not isinstance(rows, int) or rows <= size:
+        return rows == size
+    return set(known_names(folder, settings).values()) == set(range(size))
+
+
+def known_names(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
+    """`vocabulary_map` of config.json; empty where there is none.
+
+    Raises:
+        ValueError: it is no mapping of names to ids.
+    """
     known = settings.get("vocabulary_map")
-    found = known if isinstance(known, dict) else {}
+    if known is None:
+        return {}
+    if not isinstance(known, dict) or any(type(i) is not int for i in known.values()):
+        raise ValueError(f"{folder / CONFIG_FILE}: vocabulary_map does not map names to ids; copy the file again")
+    return known
+
+
+def _require_agreement(folder: Path, settings: dict[str, Any], vocabulary: Vocabulary, origin: str) -> None:
+    found = known_names(folder, settings)
     controls = vocabulary_map(vocabulary, None)
     controls.pop(IMAGE_PLACEHOLDER, None)
     named = {name: i for name, i in controls.items() if not name.startswith("<reserved")}
     wrong = [f"{name} is {found[name]} and not {i}" for name, i in named.items() if found.get(name, i) != i]
     if wrong:
-        raise ValueError(f"{folder}: vocabulary_map disagrees with {origin}: {', '.join(wrong)}")
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ValueError(
+            f"{folder}: vocabulary_map disagrees with {origin}: {', '.join(wrong[:SHOWN])}{more}; give the text "
+            "tokenizer that made its data with --tokenizer"
+        )

@@ -1,7 +1,7 @@
 """Our own checkpoints, written as files of the ranks of a layout."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from megachameleon.checkpoint.formats.plain import (
     plain_shapes,
     whole,
 )
+from megachameleon.checkpoint.formats.rows import grown
 from megachameleon.checkpoint.formats.writing import file_order, write_safetensors
 from megachameleon.checkpoint.lineage import versions
 from megachameleon.checkpoint.saving import small_files
@@ -41,6 +42,7 @@ from megachameleon.checkpoint.tensors import (
 from megachameleon.config import KernelsConfig, ParallelConfig, RunConfig, TrainingConfig
 from megachameleon.config.training import OptimizerConfig
 from megachameleon.files import sha256_of, write_json, write_text
+from megachameleon.tokens.vocabulary import Vocabulary
 
 PROGRESS: dict[str, Any] = {"step": 0, "consumed_samples": 0, "skipped": ()}
 
@@ -144,8 +146,9 @@ class MegatronSink:
         )
 
     def make(self, piece: Piece, parts: Sequence[Tensor]) -> Tensor:
-        """Parts below each other."""
-        return torch.cat([part.to(piece.dtype) for part in parts]).reshape(piece.shape)
+        """Parts below each other; one part alone is not copied."""
+        values = [part.to(piece.dtype) for part in parts]
+        return (values[0] if len(values) == 1 else torch.cat(values)).reshape(piece.shape)
 
     def write(self, path: Path, pieces: Sequence[Piece], tensors: Iterable[Tensor]) -> Digests:
         """See `Sink`."""
@@ -163,13 +166,16 @@ class MegatronSink:
         hashes |= {name: sha256_of(checkpoint / name) for name in (INDEX_FILE, *texts)}
         files = {name: {"size": (checkpoint / name).stat().st_size, "sha256": hashes[name]} for name in sorted(hashes)}
         assert self.description.vocabulary is not None
+        known = Vocabulary.from_dict(self.description.vocabulary, origin=str(self.description.origin))
+        vocabulary = grown(known, self.description.model.vocab_size)  # here every row is an id
+        fitting = self.description.tokenizers.get("text") if vocabulary == known else None
         manifest = CheckpointManifest(
             step=0,
             consumed_samples=0,
             data_fingerprint="",
             versions=versions(),
-            vocabulary=self.description.vocabulary,
-            tokenizers=dict(self.description.tokenizers),
+            vocabulary=asdict(vocabulary),
+            tokenizers={**self.description.tokenizers, "text": fitting},
             files=files,
             lineage=dict(self.description.lineage),
         )

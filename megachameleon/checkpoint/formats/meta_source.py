@@ -80,12 +80,11 @@ class MetaSource:
         )
 
     def hashes(self) -> list[KnownHash]:
-        """The files of weights that `checklist.chk` knows."""
-        said_by = CHECKLIST_FILE
+        """Of the files that are read and that `checklist.chk` knows."""
         return [
-            KnownHash(path=self.folder / name, digest=self._checklist[name], algorithm="md5", said_by=said_by)
-            for name in self.files
-            if name in self._checklist
+            KnownHash(path=self.folder / name, digest=digest, algorithm="md5", said_by=CHECKLIST_FILE)
+            for name, digest in self._checklist.items()
+            if name in (*self.files, PARAMS_FILE, CONSOLIDATE_FILE) and (self.folder / name).is_file()
         ]
 
     def read(self, name: str, box: Box) -> Tensor:
@@ -238,7 +237,7 @@ def _read_checklist(folder: Path) -> dict[str, str]:
             continue
         if Path(name).name != name or len(digest) != 32 or set(digest.lower()) - set("0123456789abcdef"):
             raise ValueError(f"{path}: {line[:80]!r} is not an MD5 and the name of a file beside it; copy it again")
-        if not (folder / name).is_file():
+        if name.startswith("consolidated") and not (folder / name).is_file():
             raise ValueError(f"{path}: names {name!r}, which is not beside it; copy it there")
         found[name] = digest.lower()
     return found
@@ -255,13 +254,7 @@ def _read_extra(folder: Path) -> dict[str, Any]:
 def _vocabulary(folder: Path, size: int, extra: Mapping[str, Any], tokenizer: Path | None) -> dict[str, Any] | None:
     """What the ids mean: as the tokenizer, our own export, or the release has it; None: nothing says it."""
     if tokenizer is not None:
-        vocabulary, origin = Vocabulary.load(tokenizer), str(tokenizer)
-    elif extra.get("vocabulary"):
-        vocabulary, origin = Vocabulary.from_dict(extra["vocabulary"], origin=str(folder)), EXTRA_FILE
-    elif size == Vocabulary().size:
-        return asdict(Vocabulary())
-    else:
-        return None
-    if vocabulary.size != size:
-        raise ValueError(f"{folder}: the model has {size} ids, but {origin} has {vocabulary.size}; give its own")
-    return asdict(vocabulary)
+        return asdict(Vocabulary.load(tokenizer))
+    if extra.get("vocabulary"):
+        return asdict(Vocabulary.from_dict(extra["vocabulary"], origin=str(folder / EXTRA_FILE)))
+    return asdict(Vocabulary()) if size == Vocabulary().size else None

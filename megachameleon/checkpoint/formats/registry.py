@@ -37,11 +37,21 @@ class Options:
 
 
 def open_source(kind: Kind, path: Path, options: Options) -> Source:
-    """A checkpoint to read from.
+    """A checkpoint to read from, with the rows of embedding and head that are asked for.
 
     Raises:
-        ValueError: it is damaged, or not of this format.
+        ValueError: it is damaged, not of this format, or has other rows than its vocabulary has ids.
     """
+    from megachameleon.checkpoint.formats.rows import ResizedSource, require_rows
+
+    source = _open(kind, path, options)
+    if options.vocab_size is not None:
+        return ResizedSource(source, options.vocab_size, tokenizer=options.tokenizer)
+    require_rows(source.description)
+    return source
+
+
+def _open(kind: Kind, path: Path, options: Options) -> Source:
     if kind == "megatron":
         from megachameleon.checkpoint.formats.megatron_source import MegatronSource
 
