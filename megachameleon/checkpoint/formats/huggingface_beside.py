@@ -44,7 +44,9 @@ def own_pictures(description: Description, given: Path | None) -> PictureEncoder
     if given is not None:
         return _picture_encoder(description, given)
     if is_chameleon(description.origin):
-        return picture_encoder_within(description.origin)
+        values = description.vocabulary
+        known = Vocabulary.from_dict(values, origin=str(description.origin)) if values is not None else None
+        return picture_encoder_within(description.origin, known)
     if description.run is None or description.run.data.image_tokenizer is None:
         return None
     try:

@@ -23,6 +23,7 @@ def read_headers(folder: Path) -> tuple[dict[str, str], dict[str, Shape], dict[s
     index, single = folder / INDEX_FILE, folder / WEIGHTS_FILE
     if not index.is_file():
         if not single.is_file():
+            _refuse_pickles(folder)
             raise ValueError(
                 f"{folder}: neither {INDEX_FILE} nor {WEIGHTS_FILE}; give a folder with a model in safetensors"
             )
@@ -39,6 +40,16 @@ def read_headers(folder: Path) -> tuple[dict[str, str], dict[str, Shape], dict[s
     if wrong:
         raise ValueError(f"{index}: tensors are not where it says: {', '.join(wrong)}; copy index and files again")
     return found
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Say how to go on where a folder has weights that loading may execute."""
+    if pickles := sorted(path.name for path in folder.glob("*.bin")):
+        raise ValueError(
+            f"{folder}: its weights are pickles ({pickles[0]}), which run what is in them when they are opened; only "
+            "safetensors are read: download those of the same model, or save it with transformers "
+            "(model.save_pretrained writes them)"
+        )
 
 
 def _headers(folder: Path, names: list[str]) -> tuple[dict[str, str], dict[str, Shape], dict[str, str]]:

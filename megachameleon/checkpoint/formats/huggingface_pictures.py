@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Shape
-from megachameleon.checkpoint.formats.huggingface_files import DTYPES, read_headers
+from megachameleon.checkpoint.formats.huggingface_files import DTYPES, open_tensor, read_headers, widest_dtype
 from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, PICTURES
-from megachameleon.checkpoint.formats.plain import Piece
+from megachameleon.checkpoint.formats.plain import Piece, require_tensors
 from megachameleon.files import read_json
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.tokens.vq import ImageTokenizer
 from megachameleon.tokens.vq.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from megachameleon.tokens.vq.tokenizer import WEIGHTS_FILE as TOKENIZER_WEIGHTS
-from megachameleon.tokens.vq.vqgan import CODEBOOK_TENSOR, VQGANConfig
+from megachameleon.tokens.vq.vqgan import CODEBOOK_TENSOR, VQGANConfig, tensor_shapes
 
 OUR_CODEBOOK = "codebook.codes"
 DECODER = "decoder."
@@ -67,11 +67,7 @@ class PictureEncoder:
     def read(self, name: str) -> Tensor:
         """A tensor by its name in the output."""
         path, stored, _, _ = self.tensors[name.removeprefix(PICTURES)]
-        try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(stored)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged, or not a safetensors file ({error}); copy it again") from None
+        return open_tensor(path, stored)
 
     def copy_beside(self, folder: Path) -> None:
         """Ship the image tokenizer, decoder included, where it is one of ours or came with one."""
@@ -102,11 +98,7 @@ def open_picture_encoder(path: Path, vocabulary: Vocabulary, fingerprint: str | 
             f"{path}: is the small network of patches, and transformers' Chameleon has a VQ-GAN only; leave "
             "--image-tokenizer out and encode pictures with this project's tools"
         )
-    if (tokenizer.num_codes, tokenizer.grid) != (vocabulary.num_image_codes, vocabulary.image_grid):
-        raise ValueError(
-            f"{path}: has {tokenizer.num_codes} codes on a grid of {tokenizer.grid}, the checkpoint's vocabulary "
-            f"{vocabulary.num_image_codes} on {vocabulary.image_grid}; give the image tokenizer that made its data"
-        )
+    _require_same_codes(path, tokenizer.num_codes, tokenizer.grid, vocabulary)
     if fingerprint not in (None, tokenizer.fingerprint):
         raise ValueError(
             f"{path}: is another image tokenizer ({tokenizer.fingerprint}) than the one that made the checkpoint's "
@@ -120,31 +112,70 @@ def open_picture_encoder(path: Path, vocabulary: Vocabulary, fingerprint: str | 
                 part = opened.get_slice(stored)
                 name = CODEBOOK_TENSOR if stored == OUR_CODEBOOK else stored
                 tensors[name] = file, stored, tuple(part.get_shape()), DTYPES[part.get_dtype()]
-    shape = header["config"]
-    settings = {
-        "embed_dim": shape["code_dim"],
-        "num_embeddings": shape["num_codes"],
+    return PictureEncoder(path, tensors, _settings(VQGANConfig(**header["config"])))
+
+
+def picture_encoder_within(folder: Path, vocabulary: Vocabulary | None) -> PictureEncoder | None:
+    """The one that a Hugging Face checkpoint brings; None: it has none.
+
+    Raises:
+        ValueError: tensors are missing, unknown or of another shape; or it has other codes than the vocabulary.
+    """
+    places, shapes, dtypes = read_headers(folder)
+    names = {name.removeprefix(PICTURES): name for name in places if name.startswith(PICTURES)}
+    if not names:
+        return None
+    given = read_json(folder / CONFIG_FILE).get("vq_config") or {}
+    config = _shape(folder / CONFIG_FILE, given)
+    wanted = {PICTURES + name: shape for name, shape in tensor_shapes(config).items() if not name.startswith(DECODER)}
+    require_tensors(folder, {n: shapes[n] for n in names.values() if not n.startswith(PICTURES + DECODER)}, wanted)
+    if vocabulary is not None:
+        _require_same_codes(folder, config.num_codes, (config.grid, config.grid), vocabulary)
+    tensors = {
+        name: (folder / places[stored], stored, shapes[stored], widest_dtype(folder, {dtypes[stored]}))
+        for name, stored in names.items()
+    }
+    return PictureEncoder(folder, tensors, {**_settings(config), **given})
+
+
+def _require_same_codes(origin: Path, num_codes: int, grid: tuple[int, int], vocabulary: Vocabulary) -> None:
+    if (num_codes, grid) != (vocabulary.num_image_codes, vocabulary.image_grid):
+        raise ValueError(
+            f"{origin}: has {num_codes} codes on a grid of {grid}, the checkpoint's vocabulary "
+            f"{vocabulary.num_image_codes} on {vocabulary.image_grid}; give the image tokenizer that made its data"
+        )
+
+
+def _settings(config: VQGANConfig) -> dict[str, Any]:
+    """`vq_config` of a VQ-GAN."""
+    return {
+        "embed_dim": config.code_dim,
+        "num_embeddings": config.num_codes,
         "double_latent": False,
-        "latent_channels": shape["latent_channels"],
-        "resolution": shape["image_size"],
+        "latent_channels": config.latent_channels,
+        "resolution": config.image_size,
         "in_channels": 3,
-        "base_channels": shape["base_channels"],
-        "channel_multiplier": list(shape["channel_multipliers"]),
-        "num_res_blocks": shape["num_res_blocks"],
+        "base_channels": config.base_channels,
+        "channel_multiplier": list(config.channel_multipliers),
+        "num_res_blocks": config.num_res_blocks,
         "attn_resolutions": [],
         "dropout": 0.0,
         "attn_type": "vanilla",
     }
-    return PictureEncoder(path, tensors, settings)
 
 
-def picture_encoder_within(folder: Path) -> PictureEncoder | None:
-    """The one that a Hugging Face checkpoint brings; None: it has none."""
-    places, shapes, dtypes = read_headers(folder)
-    tensors = {
-        name.removeprefix(PICTURES): (folder / file, name, shapes[name], DTYPES[dtypes[name]])
-        for name, file in places.items()
-        if name.startswith(PICTURES)
+def _shape(path: Path, given: Any) -> VQGANConfig:
+    """The VQ-GAN that a `vq_config` describes; what it leaves out is Chameleon's."""
+    names = {
+        "embed_dim": "code_dim",
+        "num_embeddings": "num_codes",
+        "latent_channels": "latent_channels",
+        "resolution": "image_size",
+        "base_channels": "base_channels",
+        "channel_multiplier": "channel_multipliers",
+        "num_res_blocks": "num_res_blocks",
     }
-    settings = read_json(folder / CONFIG_FILE).get("vq_config")
-    return PictureEncoder(folder, tensors, settings) if tensors and isinstance(settings, dict) else None
+    try:
+        return VQGANConfig(**{ours: given[theirs] for theirs, ours in names.items() if theirs in given})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: vq_config is not that of a VQ-GAN ({error}); copy it again") from None
