@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megachameleon.console import FailureError, run_tool, tool_parser
+from megachameleon.console import run_tool, tool_parser
 
 if TYPE_CHECKING:
-    from megachameleon.checkpoint.formats.plain import Description
+    from megachameleon.checkpoint.formats.plain import Description, Source
     from megachameleon.checkpoint.formats.registry import Options
 
 EXAMPLES = """\
@@ -100,7 +100,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     source = open_source(arguments.source_kind, arguments.source, options)
     if arguments.verify_only:
-        return _verify(arguments, source.description, options)
+        return _verify(arguments, source, options)
     sink = make_sink(arguments.kind, source.description, options, source)
     _tell(source.description, sink.notes)
     done = convert(source, sink, arguments.destination, workers=arguments.workers)
@@ -108,7 +108,7 @@ def main(arguments: argparse.Namespace) -> None:
     size = f"{done.num_bytes / 1e9:.3g} GB in {done.num_files} file{'s' if done.num_files > 1 else ''}"
     print(f"{arguments.destination}: {source.description.model.num_parameters:,} parameters, {size}{again}")
     if arguments.verify:
-        _verify(arguments, source.description, options)
+        _verify(arguments, source, options)
 
 
 def _require_verifiable(arguments: argparse.Namespace) -> None:
@@ -157,31 +157,16 @@ def _tell(description: "Description", notes: tuple[str, ...]) -> None:
         print(f"note: {note}")
 
 
-def _verify(arguments: argparse.Namespace, description: "Description", options: "Options") -> None:
+def _verify(arguments: argparse.Namespace, source: "Source", options: "Options") -> None:
     from megachameleon.checkpoint.formats.registry import target_dtype
-    from megachameleon.checkpoint.formats.verifying import COMPUTED_BY, TOLERANCE, Side, verify
-    from megachameleon.tokens.vocabulary import Vocabulary
+    from megachameleon.checkpoint.formats.verifying import Side
+    from megachameleon.checkpoint.formats.verifying_conversion import verify_conversion
 
-    known = description.vocabulary
-    vocabulary = Vocabulary.from_dict(known, origin=str(description.origin)) if known else None
-    before = Side(kind=arguments.source_kind, path=description.origin, exact=arguments.dtype == "fp32")
+    before = Side(kind=arguments.source_kind, path=source.description.origin, exact=arguments.dtype == "fp32")
     after = Side(kind=arguments.kind, path=arguments.destination)
-    found = verify(before, after, description.model, vocabulary, target_dtype(description, options))
-    how = f"{COMPUTED_BY[before.kind]} on SRC, {COMPUTED_BY[after.kind]} on DST, in fp32"
-    print(f"{'verified' if found.is_same else 'compared'}: {found}; {how}")
-    if found.is_same:
-        return
-    if arguments.average_qk_norm:
-        print(
-            "note: more than rounding, as --average-qk-norm says: where heads of a group differed, DST has their mean"
-        )
-    else:
-        for part, difference in found.by_part:
-            print(f"  after {part}: hidden states differ by {difference:.3g} of the largest")
-        raise FailureError(
-            f"{arguments.destination}: is another model than {description.origin}: its logits differ by "
-            f"{found.relative:.3g} of the largest, more than {TOLERANCE}; do not use it"
-        )
+    rounding = target_dtype(source.description, options)
+    for line in verify_conversion(source, before, after, rounding, averages=arguments.average_qk_norm):
+        print(line)
 
 
 if __name__ == "__main__":

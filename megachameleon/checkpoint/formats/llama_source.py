@@ -63,7 +63,8 @@ class LlamaSource:
         self._tied = bool(settings.get("tie_word_embeddings"))
         self._shapes = plain_shapes(model)
         self.places, dtypes = self._tensors(rows, model.hidden_size)
-        self._ids = ids_in_llama(path, settings, text, rows)
+        self.ids = ids_in_llama(path, settings, text, rows)
+        """Llama's id for each id of the vocabulary, or `NEW`: int64 [vocabulary]."""
         self._dtype = widest_dtype(path, dtypes)
         self._new = {name: self._measured(name) for name in TABLES}
         norms = self._norms(model) if qk_norm != "none" else []
@@ -81,7 +82,7 @@ class LlamaSource:
             vocabulary=asdict(text.vocabulary),
             tokenizers={"text": text.fingerprint, "image": None},
             lineage={"datasets": {}, "parent": None, "starts": [], "imported_from": self._record(settings, identity)},
-            notes=(*_row_notes(self._ids, rows, text.vocabulary), *self._norm_notes(model, norms)),
+            notes=(*_row_notes(self.ids, rows, text.vocabulary), *self._norm_notes(model, norms)),
         )
 
     def hashes(self) -> list[KnownHash]:
@@ -116,7 +117,7 @@ class LlamaSource:
 
     def _rows(self, name: str, box: Box) -> Tensor:
         """Old rows from where Llama has them, and new ones."""
-        ids = self._ids[box.offset[0] : box.offset[0] + box.shape[0]]
+        ids = self.ids[box.offset[0] : box.offset[0] + box.shape[0]]
         old = np.flatnonzero(ids != NEW)
         values = torch.empty(box.shape, dtype=self._dtype)
         if len(old):
@@ -131,7 +132,7 @@ class LlamaSource:
     def _measured(self, name: str) -> NewRows:
         """What new rows of a table are drawn from: the rows that are kept, read once."""
         stored = self._stored(name)  # a tied head has the embedding's new rows too
-        ids = np.sort(self._ids[self._ids != NEW])
+        ids = np.sort(self.ids[self.ids != NEW])
 
         def blocks() -> Iterator[Tensor]:
             for start in range(0, len(ids), BLOCK):

@@ -7,13 +7,14 @@ between two formats therefore shows; it is nowhere on both sides.
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from megachameleon.checkpoint.formats.registry import Kind
+from megachameleon.checkpoint.formats.verifying_anole import anole_trace, is_anole
 from megachameleon.checkpoint.formats.verifying_streaming import Advance, Trace
 from megachameleon.checkpoint.formats.verifying_tokens import some_tokens
 from megachameleon.config import ModelConfig
@@ -22,11 +23,6 @@ from megachameleon.tokens.vocabulary import Vocabulary
 
 TOLERANCE = 1e-4
 """Of the largest logit."""
-COMPUTED_BY = {
-    "megatron": "our decoder",
-    "hf": "transformers (hidden states times lm_head)",
-    "meta": "Meta's formula",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +33,17 @@ class Side:
     path: Path
     exact: bool = False
     """Of ours: fp32 masters instead of weights, where there are any."""
+    without_qk_norm: bool = False
+    """As if queries and keys had no norm."""
+    ids: Tensor | None = None
+    """Its id for each id of the model, int64 [vocabulary], below 0 where it has none; None: the same ids."""
+
+    @property
+    def computed_by(self) -> str:
+        """Whose mathematics its logits are."""
+        if self.kind == "hf":
+            return "Meta's formula" if is_anole(self.path) else "transformers (hidden states times lm_head)"
+        return "our decoder" if self.kind == "megatron" else "Meta's formula"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,23 +83,37 @@ def require_verifiable(kinds: set[Kind]) -> None:
 
 
 def verify(
-    before: Side, after: Side, model: ModelConfig, vocabulary: Vocabulary | None, rounding: torch.dtype
-) -> Comparison:
-    """Compare the two sides of a conversion, a block of weights at a time, behind a progress bar.
+    before: Side, after: Sequence[Side], model: ModelConfig, vocabulary: Vocabulary | None, rounding: torch.dtype
+) -> list[Comparison]:
+    """Compare what was converted with what became of it, a block of weights at a time, behind a progress bar.
 
     Args:
-        vocabulary: of both, for the choice of tokens; None: not known.
-        rounding: the weights of both are rounded to it first, so that a conversion to bf16 compares like one to fp32.
+        after: each is compared with `before`.
+        vocabulary: of the model, for the choice of tokens; None: not known.
+        rounding: the weights of all are rounded to it first, so that a conversion to bf16 compares like one to fp32.
 
     Raises:
-        ValueError: a side cannot be read, or the two are not of the same shape.
+        ValueError: a side cannot be read, or is not of the same shape.
     """
     tokens = some_tokens(model.vocab_size, vocabulary, model.context_length)
-    with progress_bar("verifying (parts)", 2 * (model.num_layers + 3)) as bar:
-        one, other = (trace_of(side, tokens, rounding, bar.advance) for side in (before, after))
-    if len(one.hidden) != len(other.hidden) or one.hidden[0].shape != other.hidden[0].shape:
-        raise ValueError(f"{after.path}: has other sizes than {before.path}; it was not converted from it")
-    return compare(one, other)
+    shared = None if before.ids is None else (before.ids >= 0).nonzero().flatten()
+    if before.ids is not None and shared is not None:
+        tokens = torch.where(before.ids[tokens] >= 0, tokens, shared[tokens % len(shared)])
+    with progress_bar("verifying (parts)", (1 + len(after)) * (model.num_layers + 3)) as bar:
+        one, *others = (_trace_in(side, tokens, shared, rounding, bar.advance) for side in (before, *after))
+    for side, other in zip(after, others, strict=True):
+        if len(one.hidden) != len(other.hidden) or one.hidden[0].shape != other.hidden[0].shape:
+            raise ValueError(f"{side.path}: has other sizes than {before.path}; it was not converted from it")
+    return [compare(one, other) for other in others]
+
+
+def _trace_in(side: Side, tokens: Tensor, shared: Tensor | None, rounding: torch.dtype, advance: Advance) -> Trace:
+    """A trace whose logits are those of the `shared` ids of the model, in its order."""
+    if shared is None:
+        return trace_of(side, tokens, rounding, advance)
+    trace = trace_of(side, tokens if side.ids is None else side.ids[tokens], rounding, advance)
+    columns = shared if side.ids is None else side.ids[shared]
+    return replace(trace, logits=trace.logits[..., columns])
 
 
 def trace_of(side: Side, tokens: Tensor, rounding: torch.dtype, advance: Advance = lambda: None) -> Trace:
@@ -101,17 +122,20 @@ def trace_of(side: Side, tokens: Tensor, rounding: torch.dtype, advance: Advance
     Raises:
         ValueError: it cannot be read.
     """
+    bare = side.without_qk_norm
     if side.kind == "megatron":
         from megachameleon.checkpoint.formats.verifying_ours import our_trace
 
-        return our_trace(side.path, tokens, rounding, advance, exact=side.exact)
-    if side.kind == "hf":
-        from megachameleon.checkpoint.formats.verifying_huggingface import huggingface_trace
+        return our_trace(side.path, tokens, rounding, advance, exact=side.exact, without_qk_norm=bare)
+    if side.kind == "meta":
+        from megachameleon.checkpoint.formats.verifying_meta import meta_trace
 
-        return huggingface_trace(side.path, tokens, rounding, advance)
-    from megachameleon.checkpoint.formats.verifying_meta import meta_trace
+        return meta_trace(side.path, tokens, rounding, advance, without_qk_norm=bare)
+    if is_anole(side.path):
+        return anole_trace(side.path, tokens, rounding, advance)
+    from megachameleon.checkpoint.formats.verifying_huggingface import huggingface_trace
 
-    return meta_trace(side.path, tokens, rounding, advance)
+    return huggingface_trace(side.path, tokens, rounding, advance, without_qk_norm=bare)
 
 
 def logits_of(kind: Kind, path: Path, tokens: Tensor, rounding: torch.dtype, *, exact: bool = False) -> Tensor:

@@ -17,27 +17,65 @@ SINGLE_FILE = "model.safetensors"
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 
 
-def huggingface_trace(folder: Path, tokens: Tensor, rounding: torch.dtype, advance: Advance) -> Trace:
+class StoredFiles:
+    """The tensors of a folder of safetensors files, by name; each is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            ValueError: no readable files.
+        """
+        self.folder = folder
+        if (folder / INDEX_FILE).is_file():
+            self._files: dict[str, str] = read_json(folder / INDEX_FILE)["weight_map"]
+            return
+        with _readable(folder / SINGLE_FILE), safe_open(folder / SINGLE_FILE, framework="pt") as file:
+            self._files = dict.fromkeys(file.keys(), SINGLE_FILE)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored.
+
+        Raises:
+            ValueError: it is not there, or its file is damaged.
+        """
+        if name not in self:
+            raise ValueError(f"{self.folder}: has no tensor {name}; it is not the model that its config.json describes")
+        path = self.folder / Path(self._files[name]).name
+        with _readable(path), safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def huggingface_trace(
+    folder: Path, tokens: Tensor, rounding: torch.dtype, advance: Advance, *, without_qk_norm: bool = False
+) -> Trace:
     """What transformers computes from token ids [b, s], on the CPU, in fp32.
 
     The head is applied to the hidden states: the forward of its ChameleonForConditionalGeneration overwrites the
     logits of picture codes.
+
+    Args:
+        without_qk_norm: leave them out, as if the model had none.
 
     Raises:
         ValueError: config.json is of another model, or tensors are missing, misshapen or damaged.
     """
     with _quiet():
         model = _build(folder).eval()
+    for layer in model.model.layers if without_qk_norm else ():
+        layer.self_attn.q_norm = layer.self_attn.k_norm = nn.Identity()
     names = {f"model.layers.{i}": layer for i, layer in enumerate(model.model.layers)}
     parts = {EMBEDDING: model.model.embed_tokens, **names, "model.norm": model.model.norm, HEAD: model.lm_head}
-    files = _files(folder)
+    files = StoredFiles(folder)
 
     def fill(name: str, part: nn.Module) -> None:
         for own, parameter in part.named_parameters():
             stored = f"{name}.{own}"
             if name == HEAD and stored not in files and model.config.tie_word_embeddings:
                 stored = f"{EMBEDDING}.{own}"
-            parameter.copy_(_shaped(folder, stored, _read(folder, files, stored), parameter))
+            parameter.copy_(_shaped(folder, stored, files.read(stored), parameter))
 
     with streamed(parts, fill, torch.device("cpu"), rounding, advance) as outputs:
         model.lm_head(model.model(input_ids=tokens, use_cache=False).last_hidden_state)
@@ -54,28 +92,11 @@ def _build(folder: Path) -> Any:
         raise ValueError(f"{folder}: model_type is {config.model_type!r}; only {' and '.join(kinds)} are verified")
     if config.model_type == "chameleon" and config.vocabulary_map is None:
         config.vocabulary_map = {}  # names of ids, which nothing here asks for
-    config.tie_word_embeddings = bool(config.tie_word_embeddings)
     with torch.device("meta"):
         model = kinds[config.model_type](config)
     # Its frequencies are computed, not stored, so they need memory from the start.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     return model
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """File names by tensor."""
-    if (folder / INDEX_FILE).is_file():
-        return dict(read_json(folder / INDEX_FILE)["weight_map"])
-    with _readable(folder / SINGLE_FILE), safe_open(folder / SINGLE_FILE, framework="pt") as file:
-        return dict.fromkeys(file.keys(), SINGLE_FILE)
-
-
-def _read(folder: Path, files: dict[str, str], stored: str) -> Tensor:
-    if stored not in files:
-        raise ValueError(f"{folder}: has no tensor {stored}; it is not the model that its config.json describes")
-    path = folder / files[stored]
-    with _readable(path), safe_open(path, framework="pt") as file:
-        return file.get_tensor(stored)
 
 
 def _shaped(folder: Path, stored: str, values: Tensor, parameter: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ before a norm sees it. One matrix of one file is in memory at a time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from megachameleon.files import read_json
 QK_NORM_EPS = 1e-5
 """torch's default for LayerNorm, which the release takes; `norm_eps` is that of the other norms."""
 Read = Callable[[str], Tensor]
-"""A tensor of one rank, in a layer, by the name that it has there: fp32, rounded."""
+"""A tensor of one rank, by the name that it has in its file, or within a layer: fp32, rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """Of params.json, as far as the formula needs them."""
+class Formula:
+    """Its numbers."""
 
     layers: int
     query_heads: int
@@ -40,21 +40,31 @@ class _Settings:
     swin: bool
 
 
-@torch.no_grad()
-def meta_trace(folder: Path, tokens: Tensor, rounding: torch.dtype, advance: Advance) -> Trace:
+def meta_trace(
+    folder: Path, tokens: Tensor, rounding: torch.dtype, advance: Advance, *, without_qk_norm: bool = False
+) -> Trace:
     """What a model in Meta's layout computes, on the CPU, in fp32, from token ids [b, s].
+
+    Args:
+        without_qk_norm: leave them out, as if the model had none.
 
     Raises:
         ValueError: a file is missing or damaged, or lacks a tensor.
     """
     ranks = [partial(_rounded, StoredTensors(path), rounding) for path in _files(folder)]
-    settings = _settings(folder, len(ranks))
+    formula = _formula(folder, len(ranks))
+    return run_formula(replace(formula, qk_norm=formula.qk_norm and not without_qk_norm), ranks, tokens, advance)
+
+
+@torch.no_grad()
+def run_formula(formula: Formula, ranks: Sequence[Read], tokens: Tensor, advance: Advance) -> Trace:
+    """Compute with tensors under Meta's names, wherever they come from; token ids are [b, s]."""
     hidden = [torch.cat([read("tok_embeddings.weight")[tokens] for read in ranks], -1)]
     advance()
-    for layer in range(settings.layers):
-        hidden.append(_block(hidden[-1], [partial(_of_layer, read, layer) for read in ranks], settings))
+    for layer in range(formula.layers):
+        hidden.append(_block(hidden[-1], [partial(_of_layer, read, layer) for read in ranks], formula))
         advance()
-    hidden.append(_rms_norm(hidden[-1], ranks[0]("norm.weight"), settings.eps))
+    hidden.append(_rms_norm(hidden[-1], ranks[0]("norm.weight"), formula.eps))
     advance()
     logits = torch.cat([hidden[-1] @ read("output.weight").T for read in ranks], -1)
     advance()
@@ -69,26 +79,26 @@ def _of_layer(read: Read, layer: int, name: str) -> Tensor:
     return read(f"layers.{layer}.{name}")
 
 
-def _block(x: Tensor, ranks: Sequence[Read], settings: _Settings) -> Tensor:
+def _block(x: Tensor, ranks: Sequence[Read], formula: Formula) -> Tensor:
     """One layer; the Swin order normalises what a sublayer returns, the other what it is given."""
     for sublayer, norm in ((_attention, "attention_norm.weight"), (_feed_forward, "ffn_norm.weight")):
         scale = ranks[0](norm)
-        inner = x if settings.swin else _rms_norm(x, scale, settings.eps)
-        branch = torch.stack([sublayer(inner, read, settings) for read in ranks]).sum(0)
-        x = x + (_rms_norm(branch, scale, settings.eps) if settings.swin else branch)
+        inner = x if formula.swin else _rms_norm(x, scale, formula.eps)
+        branch = torch.stack([sublayer(inner, read, formula) for read in ranks]).sum(0)
+        x = x + (_rms_norm(branch, scale, formula.eps) if formula.swin else branch)
     return x
 
 
-def _attention(x: Tensor, read: Read, settings: _Settings) -> Tensor:
+def _attention(x: Tensor, read: Read, formula: Formula) -> Tensor:
     """What the heads of one rank add, [b, s, hidden] to the same."""
-    heads, shared = settings.query_heads, settings.key_heads
+    heads, shared = formula.query_heads, formula.key_heads
     q, k, v = (
         (x @ read(f"attention.w{which}.weight").T).unflatten(-1, (count, -1)).transpose(1, 2)
         for which, count in (("q", heads), ("k", shared), ("v", shared))
     )
-    if settings.qk_norm:
+    if formula.qk_norm:
         q, k = (_head_norm(values, read, f"attention.{which}_normalization") for values, which in ((q, "q"), (k, "k")))
-    q, k = _rotate(q, settings.theta), _rotate(k, settings.theta)
+    q, k = _rotate(q, formula.theta), _rotate(k, formula.theta)
     k, v = (values.repeat_interleave(heads // shared, 1) for values in (k, v))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
@@ -96,7 +106,7 @@ def _attention(x: Tensor, read: Read, settings: _Settings) -> Tensor:
     return attended.transpose(1, 2).flatten(2) @ read("attention.wo.weight").T
 
 
-def _feed_forward(x: Tensor, read: Read, settings: _Settings) -> Tensor:
+def _feed_forward(x: Tensor, read: Read, formula: Formula) -> Tensor:
     """What one rank's part of the inner dimension adds, [b, s, hidden] to the same."""
     inner = F.silu(x @ read("feed_forward.w1.weight").T) * (x @ read("feed_forward.w3.weight").T)
     return inner @ read("feed_forward.w2.weight").T
@@ -132,13 +142,13 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _settings(folder: Path, ranks: int) -> _Settings:
+def _formula(folder: Path, ranks: int) -> Formula:
     """The object `model` within params.json counts more than what stands beside it; the second file most of all."""
     params, second = read_json(folder / "params.json"), folder / "consolidate_params.json"
     try:
         found = {**params, **params.get("model", {}), **(read_json(second) if second.is_file() else {})}
         heads = found["n_heads"]
-        return _Settings(
+        return Formula(
             layers=found["n_layers"],
             query_heads=heads // ranks,
             key_heads=(found.get("n_kv_heads") or heads) // ranks,

@@ -18,7 +18,15 @@ from megachameleon.model.kernels.table import choose_kernels
 from megachameleon.parallel.context import parallel_context
 
 
-def our_trace(path: Path, tokens: Tensor, rounding: torch.dtype, advance: Advance, *, exact: bool = False) -> Trace:
+def our_trace(
+    path: Path,
+    tokens: Tensor,
+    rounding: torch.dtype,
+    advance: Advance,
+    *,
+    exact: bool = False,
+    without_qk_norm: bool = False,
+) -> Trace:
     """What a checkpoint of ours computes, in fp32, from token ids [b, s].
 
     The weights take the way that they take into training: megatron-core says where the parameters that have memory
@@ -26,12 +34,15 @@ def our_trace(path: Path, tokens: Tensor, rounding: torch.dtype, advance: Advanc
 
     Args:
         exact: fp32 masters instead of weights, where there are any.
+        without_qk_norm: leave them out, as if the model had none.
 
     Raises:
         ValueError: the checkpoint lacks tensors, or is damaged.
     """
     checkpoint = resolve_checkpoint(path)
     model, layout = saved_config(checkpoint).model, ParallelConfig()
+    if without_qk_norm:
+        model = replace(model, qk_norm="none", qk_norm_groups=1)
     index = index_from_json(read_json(checkpoint / INDEX_FILE), origin=str(checkpoint / INDEX_FILE))
     with parallel_context(layout) as context:
         kernels = choose_kernels(KernelsConfig())

@@ -35,7 +35,8 @@ class Formats:
     def compare(self, one, other, rounding=torch.float32, path=None):
         """`path` stands for that of `other`."""
         sides = Side(kind=one, path=self.paths[one]), Side(kind=other, path=path or self.paths[other])
-        return verify(*sides, self.model, VOCABULARY, rounding)
+        (found,) = verify(sides[0], sides[1:], self.model, VOCABULARY, rounding)
+        return found
 
 
 @pytest.fixture(scope="module", params=CASES)

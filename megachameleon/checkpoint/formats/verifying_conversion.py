@@ -1,0 +1,60 @@
+"""What is said of a conversion: the same model, the model that was asked for, or another one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from megachameleon.checkpoint.formats.llama_source import LlamaSource
+from megachameleon.checkpoint.formats.plain import Source
+from megachameleon.checkpoint.formats.verifying import TOLERANCE, Comparison, Side, verify
+from megachameleon.console import FailureError
+from megachameleon.tokens.vocabulary import Vocabulary
+
+
+def verify_conversion(
+    source: Source, before: Side, after: Side, rounding: torch.dtype, *, averages: bool = False
+) -> Iterator[str]:
+    """Compare both sides of a conversion; yields the lines that tell what was found.
+
+    A Llama that was given QK-norms is another model by them, so it is compared without them, and then with them, which
+    is told only.
+
+    Args:
+        source: what `before` was opened as.
+        rounding: what the weights were written in.
+        averages: QK-norms of heads were averaged where they differed, as was asked for.
+
+    Raises:
+        ValueError: a side cannot be read.
+        FailureError: `after` is another model.
+    """
+    known, model, origin = source.description.vocabulary, source.description.model, source.description.origin
+    vocabulary = Vocabulary.from_dict(known, origin=str(origin)) if known else None
+    sides, extended = [after], isinstance(source, LlamaSource)
+    if isinstance(source, LlamaSource):
+        before = replace(before, ids=torch.from_numpy(source.ids))
+        if model.qk_norm != "none":
+            sides = [replace(after, without_qk_norm=True), after]
+    found, *more = verify(before, sides, model, vocabulary, rounding)
+    how = f"{before.computed_by} on SRC, {after.computed_by} on DST, in fp32"
+    but = ", over the ids of SRC" if extended else ""
+    but += ", with DST's QK-norms left out" if more else ""
+    yield f"{'verified' if found.is_same else 'compared'}: {found}; {how}{but}"
+    yield from (f"note: with the QK-norms that DST was given: {other}" for other in more)
+    if found.is_same:
+        return
+    yield from _by_part(found)
+    if averages:
+        yield "note: more than rounding, as --average-qk-norm says: where heads of a group differed, DST has their mean"
+        return
+    raise FailureError(
+        f"{after.path}: is another model than {origin}: its logits differ by {found.relative:.3g} of the largest, more "
+        f"than {TOLERANCE}; do not use it"
+    )
+
+
+def _by_part(found: Comparison) -> Iterator[str]:
+    """Where it begins."""
+    for part, difference in found.by_part:
+        yield f"  after {part}: hidden states differ by {difference:.3g} of the largest"
