@@ -7,7 +7,10 @@ from typing import Any
 from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, QK_NORM_EPS, vocabulary_map
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
+from megachameleon.tokens.text import TextTokenizer
+from megachameleon.tokens.text.huggingface import exported_pieces
 from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER
+from megachameleon.tokens.text.tokenizer import text_tokenizer_file
 from megachameleon.tokens.vocabulary import Vocabulary
 
 SHOWN = 8
@@ -112,7 +115,11 @@ def read_vocabulary(
         vocabulary, origin = Vocabulary(), "Chameleon's release"
     else:
         return None
-    _require_agreement(folder, settings, vocabulary, origin)
+    texts: dict[int, str] = {}
+    if tokenizer is not None and text_tokenizer_file(tokenizer) is not None:
+        texts = dict(enumerate(exported_pieces(TextTokenizer.load(tokenizer))))
+        texts = {i: name for i, name in texts.items() if i >= vocabulary.text_start}
+    _require_agreement(folder, known_names(folder, settings), vocabulary, texts, origin)
     return asdict(vocabulary)
 
 
@@ -138,12 +145,17 @@ def known_names(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
     return known
 
 
-def _require_agreement(folder: Path, settings: dict[str, Any], vocabulary: Vocabulary, origin: str) -> None:
-    found = known_names(folder, settings)
-    controls = vocabulary_map(vocabulary, None)
-    controls.pop(IMAGE_PLACEHOLDER, None)
-    named = {name: i for name, i in controls.items() if not name.startswith("<reserved")}
-    wrong = [f"{name} is {found[name]} and not {i}" for name, i in named.items() if found.get(name, i) != i]
+def _require_agreement(
+    folder: Path, found: dict[str, int], vocabulary: Vocabulary, texts: dict[int, str], origin: str
+) -> None:
+    """Refuse control ids, codes or text pieces with other ids in config.json, and text ids with other pieces."""
+    controls = {name: i for name, i in vocabulary_map(vocabulary, None).items() if not name.startswith("<reserved")}
+    ids = {**controls, **{name: i for i, name in texts.items()}}
+    wrong = [
+        f"{name!r} is {i} and not {ids[name]}" if name in ids else f"{i} is {name!r} and not {texts[i]!r}"
+        for name, i in found.items()
+        if name != IMAGE_PLACEHOLDER and (ids.get(name, i) != i or texts.get(i, name) != name)
+    ]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ValueError(

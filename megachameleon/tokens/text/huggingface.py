@@ -41,20 +41,32 @@ def export_text_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     if (folder / VOCABULARY_FILE).exists():
         raise ValueError(f"{folder}: is a tokenizer folder of its own; export into another folder")
     engine, vocabulary = tokenizer.engine, tokenizer.vocabulary
-    names = special_names(vocabulary)
+    names = exported_pieces(tokenizer)
     if isinstance(engine, SentencePieceEngine):
-        spellings, fields = _sentencepiece(engine)
+        fields = _sentencepiece(engine)
     else:
         assert isinstance(engine, ByteLevelEngine)
-        spellings, fields = _byte_level(engine)
-        names = _own_names(engine, vocabulary)
-    names = _unlike(_with_placeholder(names, vocabulary), spellings)
-    fields["model"]["vocab"] = {spelling: i for i, spelling in enumerate([*names, *spellings])}
+        fields = _byte_level(engine)
+    fields["model"]["vocab"] = {name: i for i, name in enumerate(names)}
     bos = names[vocabulary.bos]
     write_json(folder / "tokenizer.json", {**UNUSED, **fields, "post_processor": _template(bos, vocabulary.bos)})
     tokens = _special_tokens(names, vocabulary)
     write_json(folder / "tokenizer_config.json", {**SETTINGS, **tokens})
     write_json(folder / "special_tokens_map.json", tokens)
+
+
+def exported_pieces(tokenizer: TextTokenizer) -> list[str]:
+    """What each id is called in an export, in order of ids."""
+    engine, vocabulary = tokenizer.engine, tokenizer.vocabulary
+    names = special_names(vocabulary)
+    if isinstance(engine, SentencePieceEngine):
+        last = engine.processor.get_piece_size()
+        spellings = [engine.processor.id_to_piece(piece).replace(SPACE_MARK, " ") for piece in range(1, last)]
+    else:
+        assert isinstance(engine, ByteLevelEngine)
+        spellings = engine.spellings
+        names = _own_names(engine, vocabulary)
+    return [*_unlike(_with_placeholder(names, vocabulary), spellings), *spellings]
 
 
 def _own_names(engine: ByteLevelEngine, vocabulary: Vocabulary) -> list[str]:
@@ -112,22 +124,20 @@ def _special_tokens(names: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
     return {**tokens, "additional_special_tokens": pictures}
 
 
-def _byte_level(engine: ByteLevelEngine) -> tuple[list[str], dict[str, Any]]:
-    """Spellings of the text pieces, and all fields but the vocabulary."""
+def _byte_level(engine: ByteLevelEngine) -> dict[str, Any]:
+    """All fields but the vocabulary."""
     file = json.loads(engine.source)
     decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     model = {**file["model"], "unk_token": None}
-    return engine.spellings, {"model": model, "pre_tokenizer": file["pre_tokenizer"], "decoder": decoder}
+    return {"model": model, "pre_tokenizer": file["pre_tokenizer"], "decoder": decoder}
 
 
-def _sentencepiece(engine: SentencePieceEngine) -> tuple[list[str], dict[str, Any]]:
-    """Spellings of the text pieces, and all fields but the vocabulary.
+def _sentencepiece(engine: SentencePieceEngine) -> dict[str, Any]:
+    """All fields but the vocabulary.
 
     Spaces are written as they are, so U+2581 is a character like others, spelled in bytes as by the engine.
     """
     merges = [[part.replace(SPACE_MARK, " ") for part in parts] for parts in merges_of(engine.processor)]
     model = {"type": "BPE", "byte_fallback": True, "unk_token": None, "merges": merges}
     decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
-    num_pieces = engine.processor.get_piece_size()
-    spellings = [engine.processor.id_to_piece(piece).replace(SPACE_MARK, " ") for piece in range(1, num_pieces)]
-    return spellings, {"model": model, "pre_tokenizer": None, "decoder": decoder}
+    return {"model": model, "pre_tokenizer": None, "decoder": decoder}

@@ -128,7 +128,7 @@ def test_all_that_is_wrong_is_listed(changed, tmp_path):
         ("num_hidden_layers", "2", "num_layers is '2', not a positive whole number"),
         ("num_hidden_layers", 3, "13 missing"),
         ("model_parallel_size", 3, "model.qk_norm_groups: 3 does not divide"),
-        ("vocabulary_map", {"<pad>": 2}, "vocabulary_map disagrees with megachameleon.json: <pad> is 2 and not 1"),
+        ("vocabulary_map", {"<pad>": 2}, "vocabulary_map disagrees with megachameleon.json: '<pad>' is 2 and not 1"),
     ],
 )
 def test_other_models_are_refused(changed, tmp_path, key, value, said):
