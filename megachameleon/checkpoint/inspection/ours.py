@@ -19,7 +19,13 @@ from megachameleon.checkpoint.folder import (
 from megachameleon.checkpoint.inspection.naming import layer_and_kind
 from megachameleon.checkpoint.inspection.raw import RawFile, listed
 from megachameleon.checkpoint.inspection.report import Facts, Report
-from megachameleon.checkpoint.inspection.shape import model_facts, require_sensible, vocabulary_facts
+from megachameleon.checkpoint.inspection.shape import (
+    LARGEST_SIZE,
+    MOST_LAYERS,
+    model_facts,
+    require_sensible,
+    vocabulary_facts,
+)
 from megachameleon.checkpoint.inspection.small_files import (
     MOST_BYTES,
     MOST_INDEX_BYTES,
@@ -140,7 +146,9 @@ def _is_sound(key: str, entry: TensorEntry) -> bool:
             and part.name == f"{key}@{','.join(map(str, box.offset))}"
         )
 
-    return all(type(n) is int and 0 <= n < 1 << 40 for n in entry.shape) and all(map(fits, entry.parts))
+    sizes = all(type(n) is int and 0 <= n < LARGEST_SIZE for n in entry.shape)
+    stacked = ".layers." in key and entry.shape[:1] > (MOST_LAYERS,)
+    return sizes and not stacked and all(map(fits, entry.parts))
 
 
 def _take_sizes(folder: Path, manifest: CheckpointManifest | None, problems: list[str]) -> None:

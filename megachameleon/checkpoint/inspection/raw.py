@@ -165,7 +165,7 @@ class SafetensorsFile:
         buffer = torch.empty(count, dtype=torch.uint8)
         with self.path.open("rb") as file:
             file.seek(begin)
-            if file.readinto(memoryview(buffer.numpy())) != count:
+            if file.readinto(buffer.numpy().data) != count:
                 raise ValueError(f"{self.path}: became shorter while it was read")
         return buffer
 
