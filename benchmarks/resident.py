@@ -16,6 +16,11 @@ def peak_resident_bytes() -> int | None:
     return _field("VmHWM")
 
 
+def private_bytes() -> int | None:
+    """What it holds now of memory that no file backs."""
+    return _field("RssAnon")
+
+
 def forget_peak() -> bool:
     """Count the peak anew from here; False where the system does not allow it."""
     try:

@@ -20,7 +20,6 @@ from megachameleon.checkpoint.snapshot import KINDS
 
 STRIDE = 8 << 20
 """Bytes that are hashed and written at a time."""
-BUFFERS = 2
 DIRECT = getattr(os, "O_DIRECT", 0)
 
 
@@ -32,9 +31,9 @@ def file_order(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 class DurableFile:
     """A file that is written in one go; on the disk for good once it is closed.
 
-    What is given is copied into one of two buffers and hashed, while a thread writes the other one. Where the file
-    system can, it is written past the page cache: filling the cache with what nobody reads soon costs more time than
-    the disk needs.
+    What is given is copied into one of two buffers; what is in the other one is hashed and written meanwhile. Where the
+    file system can, it is written past the page cache: filling the cache with what nobody reads soon costs more time
+    than the disk needs.
     """
 
     def __init__(self, path: Path, algorithms: Sequence[str] = ("sha256",)) -> None:
@@ -47,9 +46,9 @@ class DurableFile:
         """
         self._hashes = {name: hashlib.new(name) for name in algorithms}
         self._descriptor, self._direct = _open(path)
-        self._thread = ThreadPoolExecutor(1)
-        self._buffers = [mmap.mmap(-1, STRIDE) for _ in range(BUFFERS)]  # begins at a page, as O_DIRECT wants it
-        self._written: list[Future | None] = [None] * BUFFERS
+        self._threads = ThreadPoolExecutor(len(self._hashes))
+        self._buffers = [mmap.mmap(-1, STRIDE) for _ in range(2)]  # begin at a page, as O_DIRECT wants it
+        self._running: list[Future] = []
         self._current = self._filled = 0
         self.size = 0
         """Bytes so far."""
@@ -85,24 +84,25 @@ class DurableFile:
         try:
             if kind is None:
                 self._flush()
-                for written in self._written:
-                    if written is not None:
-                        written.result()
+                self._wait()
                 os.fsync(self._descriptor)
         finally:
-            self._thread.shutdown()
+            self._threads.shutdown()
             os.close(self._descriptor)
 
     def _flush(self) -> None:
-        """Hash the current buffer, have it written, and wait until the other is free."""
+        """Let the current buffer be written, once the other one is, and go on with the other one."""
+        self._wait()
         data = memoryview(self._buffers[self._current])[: self._filled]
-        self._written[self._current] = self._thread.submit(self._put, data)
-        for digest in self._hashes.values():
-            digest.update(data)
-        self._current, self._filled = (self._current + 1) % BUFFERS, 0
-        before = self._written[self._current]
-        if before is not None:
-            before.result()
+        first, *others = self._hashes.values()
+        self._running = [self._threads.submit(self._put, data)]
+        self._running += [self._threads.submit(digest.update, data) for digest in others]
+        first.update(data)  # here, where it is in the cache
+        self._current, self._filled = 1 - self._current, 0
+
+    def _wait(self) -> None:
+        for future in self._running:
+            future.result()
 
     def _put(self, data: memoryview) -> None:
         while data:
@@ -145,9 +145,8 @@ def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Ten
         file.write(_header(pieces))
         left = iter(tensors)
         for piece in pieces:
-            file.write_tensor(
-                _next(left, piece)
-            )  # no name for the tensor here, which would outlive the next one's birth
+            # A name here would keep the tensor while the next one is made.
+            file.write_tensor(_next(left, piece))
         assert next(left, None) is None
     return file.digests()
 

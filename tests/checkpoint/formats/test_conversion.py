@@ -6,6 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -165,6 +168,76 @@ def test_a_damaged_checkpoint_is_refused(ours, tmp_path):
     file.write_bytes(data)
     with pytest.raises(ValueError, match="its SHA-256 differs"):
         convert_checkpoint(("megatron", "hf"), copy, tmp_path / "hf")
+
+
+def wait_for_a_finished_file(folder):
+    deadline = time.monotonic() + 60
+    while not any((folder / "records").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_damage_that_is_found_when_files_are_finished_leaves_nothing(ours, tmp_path, monkeypatch):
+    from megachameleon.checkpoint.formats import conversion
+
+    copy = shutil.copytree(ours, tmp_path / "copy")
+    (file,) = copy.rglob("tensors_00000.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 4
+    file.write_bytes(data)
+    check = conversion._check
+
+    def check_late(known, folder, meter):
+        wait_for_a_finished_file(folder)
+        check(known, folder, meter)
+
+    monkeypatch.setattr(conversion, "_check", check_late)
+    with pytest.raises(ValueError, match=r"tensors_00000.safetensors: its SHA-256 differs from that in manifest.json"):
+        convert_checkpoint(("megatron", "hf"), copy, tmp_path / "hf", workers=2, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_files_made_of_bytes_that_nobody_checked_are_written_again(ours, exported, tmp_path, monkeypatch):
+    from megachameleon.checkpoint.formats import conversion, huggingface_sink
+
+    def fail_late(known, folder, meter):
+        wait_for_a_finished_file(folder)
+        raise OSError(5, "broken")
+
+    monkeypatch.setattr(conversion, "_check", fail_late)
+    with pytest.raises(OSError, match="broken"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", workers=2, **SMALL)
+    monkeypatch.undo()
+    assert any((conversion.temporary_folder(tmp_path / "hf") / "records").iterdir())
+    written, write = [], huggingface_sink.write_safetensors
+    monkeypatch.setattr(
+        huggingface_sink, "write_safetensors", lambda path, *rest: (written.append(path.name), write(path, *rest))[1]
+    )
+    convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
+    assert len(written) == len(list((tmp_path / "hf").glob("*.safetensors")))
+    assert contents(tmp_path / "hf") == contents(exported)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_worker_holds_the_tensors_of_one_piece(workers, ours, tmp_path, monkeypatch):
+    from megachameleon.checkpoint.formats.megatron_source import MegatronSource
+
+    alive, most, lock, read = [0], [0], threading.Lock(), MegatronSource.read
+
+    def count(change):
+        with lock:
+            alive[0] += change
+            most[0] = max(most[0], alive[0])
+
+    def counted(self, name, box):
+        tensor = read(self, name, box)
+        count(1)
+        weakref.finalize(tensor.untyped_storage(), count, -1)
+        return tensor
+
+    monkeypatch.setattr(MegatronSource, "read", counted)
+    convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", workers=workers, **SMALL)  # pieces of one cut each
+    assert most[0] <= workers and alive[0] == 0
 
 
 def test_a_full_disk_is_seen_beforehand(ours, tmp_path, monkeypatch):
