@@ -80,7 +80,7 @@ def _by_kind(norms: Norms, layers: Sequence[int], width: int) -> object:
 def _by_layer(norms: Norms, layers: Sequence[int], width: int) -> object:
     kinds = [kind for kind in MATRICES if kind in norms.by_kind]
     kinds = kinds or sorted(norms.by_kind, key=lambda kind: -max(norms.by_kind[kind].values()))
-    fitting = max((width - 30) // (NUMBER_WIDTH + 2), 1)
+    fitting = max((width - 20) // NUMBER_WIDTH, 1)
     kinds = kinds[: min(fitting, MOST_COLUMNS)]
     table = plain_table(">layer", *(f">{printable(_short(kind))}" for kind in kinds), ">all", "")
     most = max(norms.total(layer) for layer in layers)

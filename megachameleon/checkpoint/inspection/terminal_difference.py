@@ -115,8 +115,8 @@ def _print_others(found: Difference, top: int, console: Console) -> None:
     if others:
         console.print()
     for tensor in others[:top]:
-        detail = f": {tensor.detail}" if tensor.detail else ""
-        console.print(Text(f"{tensor.status}  {printable(tensor.name)}{printable(detail)}"), soft_wrap=True)
+        detail = f" ({tensor.detail})" if tensor.detail else ""
+        console.print(Text(printable(f"{tensor.name}: {_status(tensor.status)}{detail}")), soft_wrap=True)
     if len(others) > top:
         console.print(Text(f"{len(others) - top:,} more (--top)", style="dim"))
     for letter, report in (("A", found.one), ("B", found.other)):
