@@ -75,7 +75,7 @@ def _parse(source: str) -> dict[str, Any]:
     else:
         raise ValueError(f"{source}: neither a file nor a preset; {nearest(source, preset_names())}")
     try:
-        values = yaml.load(text, _UniqueKeyLoader) or {}  # a SafeLoader
+        values = yaml.load(text, _Loader) or {}  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -83,8 +83,13 @@ def _parse(source: str) -> dict[str, Any]:
     return values
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error rather than the last one winning."""
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error and that what has a colon in it stays text."""
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and ":" in (value or ""):
+            return self.DEFAULT_SCALAR_TAG  # YAML 1.1 reads 10:30 as 630, in base 60: nobody means that
+        return super().resolve(kind, value, implicit)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -108,7 +113,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ValueError(f"override {override!r}: expected key.sub=value, such as optimizer.lr=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"override {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
     *parents, leaf = key.split(".")

@@ -34,3 +34,15 @@ def test_numbers_and_texts_are_read_from_a_configuration():
         assert load_config("debug", [f"faults.max_duration={text}"]).faults.max_duration == value
     with pytest.raises(ValueError, match=r"faults\.max_duration: 'soon'"):
         load_config("debug", ["faults.max_duration=soon"])
+
+
+def test_a_clock_time_is_not_read_in_base_60(tmp_path):
+    """YAML 1.1 does so, and would give 630 for 10:30."""
+    path = tmp_path / "run.yaml"
+    for text in ("10:30", "'10:30'", "10:30.5"):
+        path.write_text(f"extends: debug\nfaults:\n  max_duration: {text}\n")
+        for source, overrides in (("debug", [f"faults.max_duration={text}"]), (str(path), [])):
+            with pytest.raises(ValueError, match=r"faults\.max_duration: '10:30(\.5)?' is no length of time"):
+                load_config(source, overrides)
+    path.write_text("extends: debug\nfaults: {max_duration: 23:50:00}\n")
+    assert load_config(str(path)).faults.max_duration == "23:50:00"
