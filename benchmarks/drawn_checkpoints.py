@@ -41,8 +41,8 @@ class DrawnSource:
 
 
 def shape_of(preset: str, num_layers: int) -> ModelConfig:
-    """The model of a preset, such as `chameleon_34b`, with another number of layers."""
-    return replace(load_config(preset).model, num_layers=num_layers)
+    """The model of a preset, such as `chameleon_34b`, with another number of layers and Chameleon's 65,536 ids."""
+    return replace(load_config(preset).model, num_layers=num_layers, vocab_size=Vocabulary().size)
 
 
 def draw_checkpoint(kind: Kind, model: ModelConfig, folder: Path, options: Options) -> None:

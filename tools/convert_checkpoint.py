@@ -1,29 +1,56 @@
 #!/usr/bin/env python3
-"""Convert a checkpoint between our own format and Hugging Face's, whatever layout wrote it."""
+"""Convert a checkpoint between Meta's release format, Hugging Face's and our own, at any layout.
+
+  megatron  our own: what training saves; SRC is a checkpoint, a run's checkpoints folder, or a run (its newest)
+  hf        transformers' Chameleon, and text-only Llamas as a start: a folder of config.json and *.safetensors
+  meta      Meta's release: a folder of params.json and consolidated*.pth, in any number of files
+
+From a format to itself the tensors are divided anew. All is written beside DST, which appears when it is whole.
+"""
 
 import argparse
 import os
+import signal
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from megachameleon.console import run_tool, tool_parser
 
 if TYPE_CHECKING:
-    from megachameleon.checkpoint.formats.plain import Description, Source
+    from megachameleon.checkpoint.formats.conversion import Conversion
+    from megachameleon.checkpoint.formats.plain import Description, Sink, Source
     from megachameleon.checkpoint.formats.registry import Options
 
 EXAMPLES = """\
-  # a run's newest checkpoint for transformers, with its tokenizers
-  python tools/convert_checkpoint.py --from megatron --to hf runs/mine exported/mine \\
-    --tokenizer tokenizers/text --image-tokenizer tokenizers/image --verify
-  # a released model as the start of a run: checkpoint.init_from=checkpoints/chameleon_34b
-  python tools/convert_checkpoint.py --from hf --to megatron downloads/chameleon-30b checkpoints/chameleon_34b \\
+  # the released 34B as the start of a run of tensor-parallel 4 x pipeline-parallel 2
+  python tools/convert_checkpoint.py --from meta --to megatron downloads/data/models/30b checkpoints/chameleon_34b \\
     --tensor-parallel 4 --pipeline-parallel 2
+  # ... which trains with checkpoint.init_from=checkpoints/chameleon_34b; its newest checkpoint for transformers
+  python tools/convert_checkpoint.py --from megatron --to hf runs/mine exported/mine --dtype bf16 --verify \\
+    --tokenizer tokenizers/text --image-tokenizer tokenizers/image
+  # a model of transformers in Meta's format, in 2 files
+  python tools/convert_checkpoint.py --from hf --to meta downloads/chameleon-30b exported/30b --shards 2
   # the weights of a run alone, in bf16
   python tools/convert_checkpoint.py --from megatron --to megatron runs/mine checkpoints/mine --dtype bf16
 
-After a kill the same command goes on; DST appears when it is whole."""
+After a kill the same command goes on with the files that are missing."""
 MOST_WORKERS = 4
+APPLIES: dict[str, Callable[[argparse.Namespace], bool]] = {
+    "tensor_parallel": lambda given: given.kind == "megatron",
+    "pipeline_parallel": lambda given: given.kind == "megatron",
+    "shard_size": lambda given: given.kind == "hf",
+    "image_tokenizer": lambda given: given.kind == "hf",
+    "tokenizer": lambda given: given.source_kind != "megatron" or given.kind == "hf" or given.vocab_size is not None,
+    "qk_norm_groups": lambda given: given.source_kind == "hf",
+    "qk_norm": lambda given: given.source_kind == "hf",
+    "average_qk_norm": lambda given: given.source_kind == "hf" or given.kind == "meta",
+    "shards": lambda given: given.kind == "meta",
+}
+"""Options that say nothing about some ways, and about which they do."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,43 +59,49 @@ def parser() -> argparse.ArgumentParser:
     kinds = ["megatron", "hf", "meta"]
     parser.add_argument("--from", dest="source_kind", choices=kinds, required=True, help="format of SRC")
     parser.add_argument("--to", dest="kind", choices=kinds, required=True, help="format of DST")
-    parser.add_argument("source", metavar="SRC", type=Path, help="megatron: checkpoint or run; hf: folder")
+    parser.add_argument("source", metavar="SRC", type=Path, help="see above")
     parser.add_argument("destination", metavar="DST", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="megatron: files by N ranks")
-    parser.add_argument("--pipeline-parallel", type=int, default=1, metavar="M", help="megatron: of M stages each")
+    parser.add_argument("--tensor-parallel", type=int, metavar="N", help="--to megatron: files of N ranks (1)")
+    parser.add_argument("--pipeline-parallel", type=int, metavar="M", help="--to megatron: of M stages each (1)")
+    parser.add_argument("--shards", type=int, metavar="N", help="--to meta: files (default: one a group of QK-norm)")
+    parser.add_argument("--shard-size", type=float, metavar="GB", help="--to hf: largest file (5)")
     parser.add_argument(
         "--dtype", choices=["bf16", "fp32"], help="of the weights (default: as stored); fp32 takes a run's masters"
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="text tokenizer (default: the run's own)")
     parser.add_argument(
-        "--image-tokenizer",
+        "--tokenizer",
         type=Path,
         metavar="FOLDER",
-        help="VQ-GAN for --to hf (default: the run's own)",
+        help="text tokenizer of ours that belongs to the model (default: the run's, or what SRC says of its ids)",
     )
     parser.add_argument(
-        "--qk-norm-groups", type=int, metavar="G", help="hf: groups of heads with a QK-norm each (default: its config)"
+        "--image-tokenizer", type=Path, metavar="FOLDER", help="--to hf: VQ-GAN to go along (default: the run's own)"
     )
     parser.add_argument(
-        "--average-qk-norm", action="store_true", help="hf: where heads of a group differ, take the mean"
-    )
-    parser.add_argument("--shard-size", type=float, default=5.0, metavar="GB", help="--to hf: largest file")
-    parser.add_argument(
-        "--shards", type=int, metavar="N", help="--to meta: files of the model (default: its groups of QK-norm)"
+        "--vocab-size", type=int, metavar="ROWS", help="rows of embedding and head (default: as many as there are)"
     )
     parser.add_argument(
-        "--vocab-size",
+        "--qk-norm-groups",
         type=int,
-        metavar="ROWS",
-        help="rows of embedding and head to write (default: as many as there are)",
+        metavar="G",
+        help="--from hf: groups of heads with a QK-norm (default: its config)",
+    )
+    parser.add_argument(
+        "--average-qk-norm",
+        action="store_true",
+        help="--from hf, --to meta: where heads of a group differ, take their mean, which changes the model",
     )
     parser.add_argument(
         "--qk-norm",
         choices=["layernorm", "rmsnorm", "none"],
-        help="a Llama: what it is given, as near to identity as can be (default: layernorm)",
+        help="--from hf, a Llama: what it is given, as near to identity as can be (layernorm)",
     )
     parser.add_argument(
-        "--workers", type=int, default=min(os.cpu_count() or 1, MOST_WORKERS), help="processes (default %(default)s)"
+        "--workers",
+        type=int,
+        default=min(len(os.sched_getaffinity(0)), MOST_WORKERS),
+        metavar="N",
+        help="files at a time; each needs memory for the largest tensor (%(default)s here)",
     )
     parser.add_argument(
         "--verify", action="store_true", help="then compare logits of 128 tokens, in fp32, a block of weights at a time"
@@ -77,38 +110,80 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(arguments: argparse.Namespace) -> int:
     """Convert and, if asked, verify."""
     _require_sensible(arguments)
-    from megachameleon.checkpoint.formats.conversion import convert
-    from megachameleon.checkpoint.formats.registry import Options, make_sink, open_source
+    from megachameleon.checkpoint.formats.registry import is_llama, make_sink, open_source
 
     if arguments.verify or arguments.verify_only:
         _require_verifiable(arguments)
-    options = Options(
+    if arguments.qk_norm and not is_llama(arguments.source):
+        raise ValueError(f"--qk-norm: {arguments.source} is no Llama and has its own; leave it out")
+    options = _options(arguments)
+    source = open_source(arguments.source_kind, arguments.source, options)
+    if not arguments.verify_only:
+        sink = make_sink(arguments.kind, source.description, options, source)
+        _tell(source.description, sink.notes)
+        status = _convert(source, sink, arguments)
+        if status:
+            return status
+    if arguments.verify or arguments.verify_only:
+        _verify(arguments, source, options)
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> "Options":
+    from megachameleon.checkpoint.formats.registry import Options
+
+    return Options(
         dtype=arguments.dtype,
-        tensor_parallel=arguments.tensor_parallel,
-        pipeline_parallel=arguments.pipeline_parallel,
+        tensor_parallel=arguments.tensor_parallel or 1,
+        pipeline_parallel=arguments.pipeline_parallel or 1,
         tokenizer=arguments.tokenizer,
         image_tokenizer=arguments.image_tokenizer,
         qk_norm_groups=arguments.qk_norm_groups,
         average_qk_norm=arguments.average_qk_norm,
-        shard_bytes=int(arguments.shard_size * 1e9),
+        shard_bytes=int(arguments.shard_size * 1e9) if arguments.shard_size else None,
         meta_shards=arguments.shards,
         vocab_size=arguments.vocab_size,
         qk_norm=arguments.qk_norm or "layernorm",
     )
-    source = open_source(arguments.source_kind, arguments.source, options)
-    if arguments.verify_only:
-        return _verify(arguments, source, options)
-    sink = make_sink(arguments.kind, source.description, options, source)
-    _tell(source.description, sink.notes)
-    done = convert(source, sink, arguments.destination, workers=arguments.workers)
+
+
+def _convert(source: "Source", sink: "Sink", arguments: argparse.Namespace) -> int:
+    """Convert and say what was done; returns an exit status."""
+    from megachameleon.checkpoint.formats.conversion import convert, temporary_folder
+
+    destination, start = arguments.destination, time.monotonic()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        done = convert(source, sink, destination, workers=arguments.workers)
+    except KeyboardInterrupt as interrupt:
+        print(
+            f"interrupted: {destination} is not there yet; the same command goes on, or remove "
+            f"{temporary_folder(destination)}",
+            file=sys.stderr,
+        )
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(_report(source.description, done, time.monotonic() - start, arguments))
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _report(description: "Description", done: "Conversion", seconds: float, arguments: argparse.Namespace) -> str:
     again = f", {done.files_found} of them from an interrupted conversion" if done.files_found else ""
-    size = f"{done.num_bytes / 1e9:.3g} GB in {done.num_files} file{'s' if done.num_files > 1 else ''}"
-    print(f"{arguments.destination}: {source.description.model.num_parameters:,} parameters, {size}{again}")
-    if arguments.verify:
-        _verify(arguments, source, options)
+    size = f"{done.num_bytes / 1e9:.3g} GB in {done.num_files} file{'s' if done.num_files > 1 else ''}{again}"
+    use = {
+        "megatron": f"start a run from it: checkpoint.init_from={arguments.destination}",
+        "hf": f"load it: ChameleonForConditionalGeneration.from_pretrained({str(arguments.destination)!r})",
+        "meta": "load it with Meta's own loader",
+    }[arguments.kind]
+    return f"{arguments.destination}: {description.model.num_parameters:,} parameters, {size}, {seconds:,.0f} s\n{use}"
 
 
 def _require_verifiable(arguments: argparse.Namespace) -> None:
@@ -131,24 +206,13 @@ def _require_sensible(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if not arguments.shard_size > 0:
+    if arguments.shard_size is not None and not arguments.shard_size > 0:
         raise ValueError(f"--shard-size {arguments.shard_size}: must be more than 0")
-    useless: dict[str, Any] = {}
-    if arguments.kind != "megatron":
-        useless |= {"--tensor-parallel": arguments.tensor_parallel > 1}
-        useless |= {"--pipeline-parallel": arguments.pipeline_parallel > 1}
-    else:
-        useless |= {"--image-tokenizer": arguments.image_tokenizer}
-    if arguments.source_kind != "hf":
-        useless |= {"--qk-norm-groups": arguments.qk_norm_groups, "--qk-norm": arguments.qk_norm}
-    if arguments.source_kind != "hf" and arguments.kind != "meta":
-        useless |= {"--average-qk-norm": arguments.average_qk_norm}
-    if arguments.kind != "meta":
-        useless |= {"--shards": arguments.shards}
-    for option, given in useless.items():
-        if given:
-            way = f"--from {arguments.source_kind} --to {arguments.kind}"
-            raise ValueError(f"{option}: says nothing about {way}; leave it out")
+    way = f"--from {arguments.source_kind} --to {arguments.kind}"
+    for name, applies in APPLIES.items():
+        value: Any = getattr(arguments, name)
+        if value is not None and value is not False and not applies(arguments):
+            raise ValueError(f"--{name.replace('_', '-')}: says nothing about {way}; leave it out")
 
 
 def _tell(description: "Description", notes: tuple[str, ...]) -> None:

@@ -279,7 +279,8 @@ def test_the_command_converts_and_verifies(ours, tmp_path):
     done = run("--from", "megatron", "--to", "hf", ours, tmp_path / "hf", "--dtype", "bf16", "--workers", 1, "--verify")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("note: no text tokenizer") and "in 1 file" in lines[-2]
+    assert lines[0].startswith("note: no text tokenizer") and "in 1 file, " in lines[-3]
+    assert lines[-2] == f"load it: ChameleonForConditionalGeneration.from_pretrained('{tmp_path / 'hf'}')"
     assert lines[-1].startswith("verified: largest logit difference ")
     assert float(lines[-1].split()[4]) < 1e-5 and " at 128 of 128 positions; our decoder on SRC, " in lines[-1]
     again = run("--from", "megatron", "--to", "hf", ours, tmp_path / "hf")
