@@ -76,10 +76,10 @@ class Terminal(Callback):
     def on_trouble(self, trainer: "Trainer", event: StepEvent, verdict: Verdict) -> None:
         """Say what is wrong, and what is done about it."""
         if self.state is not None:
-            what = "; ".join(part for part in (event.report.skipped, verdict.reason) if part)
-            done = "update left out" if event.report.skipped and verdict.action == "continue" else verdict.action
-            first, last = event.samples
-            text = f"step {event.step}, samples {first} to {last - 1}: {what} ({done})"
+            first, end = event.samples
+            unjudged = f"step {event.step}: {event.report.skipped}; not updated; samples {first} to {end - 1}"
+            done = "" if verdict.action == "continue" else f" ({verdict.action})"
+            text = (verdict.reason or unjudged) + done
             self.state.warnings.append(text)
             self._line(f"warning: {text}")
 

@@ -19,7 +19,7 @@ class Verdict:
 
     action: Action = "continue"
     reason: str = ""
-    """Empty: nothing to say. Otherwise it is logged, whatever the action."""
+    """Empty: nothing to say. Otherwise it is logged as it is, whatever the action, so it names the step."""
     since: int | None = None
     """The first step of the trouble, counted from 1: a roll-back takes a checkpoint of before it. None: this step."""
     lr_scale: float = 1.0

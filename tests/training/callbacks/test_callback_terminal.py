@@ -7,10 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from megachameleon.config import HealthConfig
 from megachameleon.training.callbacks.panel import PanelState, duration, panel
 from megachameleon.training.callbacks.terminal import Terminal
 from megachameleon.training.callbacks.throughput import Throughput
 from megachameleon.training.health.guards import Verdict
+from megachameleon.training.health.spikes import SpikeGuard
 from megachameleon.training.losses import LossReport
 
 LOSSES = LossReport(
@@ -65,12 +67,12 @@ def test_the_panel_shows_what_is_known():
     }
     state = PanelState(title="runs/cats", step=250, num_steps=1000, values=values)
     state.validation, state.checkpoint = "at step 200: all 4.300", "at step 200: runs/cats/checkpoints/step_00000200"
-    state.warnings.append("step 240, samples 8 to 15: loss is nan (update left out)")
+    state.warnings.append("step 240: loss is nan; not updated; samples 8 to 15")
     text = text_of(panel(state))
     for part in (
         *("runs/cats", "step 250 of 1,000", "25.0 %", "ready in 3 d 3 h", "4.2500", "2.5000", "1.7500", "30.5", "29"),
         *("1,234,567", "41.2%", "44.3%", "71.2 GB", "1,280.00", "2,560.00", "25%", "50%", "at step 200: all 4.300"),
-        *("step_00000200", "! step 240, samples 8 to 15: loss is nan"),
+        *("step_00000200", "! step 240: loss is nan; not updated; samples 8 to 15"),
     ):
         assert part in text, part
     assert "pictures -" in " ".join(text.split())
@@ -102,7 +104,7 @@ def test_a_terminal_shows_the_panel(shown):
     callback.on_trouble(trainer, event(1, skipped="loss is nan"), Verdict())
     callback.on_end(trainer)
     text = callback._console.file.getvalue()
-    for part in ("6.1250", "here", "samples 8 to 15: loss is nan (update left out)"):
+    for part in ("6.1250", "here", "step 1: loss is nan; not updated; samples 8 to 15"):
         assert part in text
 
 
@@ -110,9 +112,21 @@ def test_elsewhere_there_are_lines(shown, capsys):
     callback, trainer = shown()
     for step in (1, 2):
         callback.on_step(trainer, event(step))
-    callback.on_trouble(trainer, event(2), Verdict(action="rollback", reason="loss leapt"))
+    callback.on_trouble(trainer, event(2), Verdict(action="rollback", reason="step 2: loss leapt"))
     callback.on_end(trainer)
     assert capsys.readouterr().err.splitlines() == [
         "step 2/20 loss 4.250 (text 2.500, image 6.125) 1,234 tok/s",
-        "warning: step 2, samples 8 to 15: loss leapt (rollback)",
+        "warning: step 2: loss leapt (rollback)",
+    ]
+
+
+def test_a_trouble_is_told_once(shown, capsys):
+    """Guards name the step, its samples and why it was left out; the terminal adds nothing to that."""
+    callback, trainer = shown()
+    guard = SpikeGuard(HealthConfig(), batch_size=8, stage_ends=(), look_up="look up")
+    for step in (1, 2):
+        trouble = event(step, skipped="loss 9.31 is beyond 4.92")
+        callback.on_trouble(trainer, trouble, guard.judge(trouble))
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: step {step}: loss 9.31 is beyond 4.92; not updated; samples 8 to 15 (look up 8)" for step in (1, 2)
     ]
