@@ -56,7 +56,8 @@ class ResizedSource:
         Raises:
             ValueError: ids would be cut that mean something, or the tokenizer's vocabulary is another one.
         """
-        self._source = source
+        self.inner = source
+        """As it is without other rows."""
         before = _with_tokenizer(source.description, tokenizer)
         old = before.model.vocab_size
         if before.vocabulary is not None:
@@ -76,28 +77,28 @@ class ResizedSource:
 
     def hashes(self) -> list[KnownHash]:
         """See `Source`."""
-        return self._source.hashes()
+        return self.inner.hashes()
 
     def read(self, name: str, box: Box) -> Tensor:
         """See `Source`."""
         end = box.offset[0] + box.shape[0]
         if name not in TABLES or end <= self._old:
-            return self._source.read(name, box)
+            return self.inner.read(name, box)
         values = torch.empty(box.shape, dtype=self.description.dtype)
         known = max(self._old - box.offset[0], 0)
         if known:
-            values[:known] = self._source.read(name, Box(box.offset, (known, box.shape[1])))
+            values[:known] = self.inner.read(name, Box(box.offset, (known, box.shape[1])))
         places = range(known, box.shape[0])
         self._new[name].fill(values, ((place, box.offset[0] + place) for place in places), box)
         return values
 
     def _blocks(self, name: str) -> Iterator[Tensor]:
         """Rows of text, or all where nobody knows which those are."""
-        description = self._source.description
+        description = self.inner.description
         start = _vocabulary(description).text_start if description.vocabulary else 0
         for first in range(start, self._old, BLOCK):
             shape = (min(BLOCK, self._old - first), description.model.hidden_size)
-            yield self._source.read(name, Box((first, 0), shape))
+            yield self.inner.read(name, Box((first, 0), shape))
 
 
 def _vocabulary(description: Description) -> Vocabulary:
@@ -109,15 +110,12 @@ def _with_tokenizer(description: Description, folder: Path | None) -> Descriptio
     """The source with the vocabulary of a tokenizer that has more or fewer text ids, and is otherwise the same."""
     if folder is None or description.vocabulary is None:
         return description
-    tokenizer = TextTokenizer.load(folder)
-    mine = _vocabulary(description)
-    if tokenizer.vocabulary == mine:
+    mine, theirs = _vocabulary(description), Vocabulary.load(folder)
+    if theirs == mine and theirs.size <= description.model.vocab_size:
         return description
-    replace(mine, size=tokenizer.vocabulary.size).require_same(
-        tokenizer.vocabulary, str(description.origin), str(folder)
-    )
-    names = {**description.tokenizers, "text": tokenizer.fingerprint}
-    return replace(description, vocabulary=asdict(tokenizer.vocabulary), tokenizers=names)
+    replace(mine, size=theirs.size).require_same(theirs, str(description.origin), str(folder))
+    names = {**description.tokenizers, "text": TextTokenizer.load(folder).fingerprint}
+    return replace(description, vocabulary=asdict(theirs), tokenizers=names)
 
 
 def _require_unused(vocabulary: Vocabulary, rows: int, origin: Path) -> None:

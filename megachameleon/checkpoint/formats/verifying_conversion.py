@@ -7,6 +7,7 @@ import torch
 
 from megachameleon.checkpoint.formats.llama_source import LlamaSource
 from megachameleon.checkpoint.formats.plain import Source
+from megachameleon.checkpoint.formats.rows import ResizedSource
 from megachameleon.checkpoint.formats.verifying import TOLERANCE, Comparison, Side, verify
 from megachameleon.console import FailureError
 from megachameleon.tokens.vocabulary import Vocabulary
@@ -31,9 +32,13 @@ def verify_conversion(
     """
     known, model, origin = source.description.vocabulary, source.description.model, source.description.origin
     vocabulary = Vocabulary.from_dict(known, origin=str(origin)) if known else None
-    sides, extended = [after], isinstance(source, LlamaSource)
-    if isinstance(source, LlamaSource):
-        before = replace(before, ids=torch.from_numpy(source.ids))
+    inner = source
+    if isinstance(source, ResizedSource):  # of its rows, those that both sides have
+        inner = source.inner
+        model = replace(model, vocab_size=min(model.vocab_size, inner.description.model.vocab_size))
+    sides, extended = [after], isinstance(inner, LlamaSource)
+    if isinstance(inner, LlamaSource):
+        before = replace(before, ids=torch.from_numpy(inner.ids))
         if model.qk_norm != "none":
             sides = [replace(after, without_qk_norm=True), after]
     found, *more = verify(before, sides, model, vocabulary, rounding)

@@ -17,7 +17,8 @@ from megachameleon.checkpoint.formats.llama_qk_norm import near_identity
 from megachameleon.checkpoint.formats.llama_source import LlamaSource
 from megachameleon.checkpoint.formats.plain import plain_shapes, whole
 from megachameleon.checkpoint.formats.registry import Options, open_source
-from megachameleon.checkpoint.formats.verifying import logits_of
+from megachameleon.checkpoint.formats.verifying import Side, logits_of
+from megachameleon.checkpoint.formats.verifying_conversion import verify_conversion
 
 pytest.importorskip("transformers", reason="an oracle of the tests only")
 
@@ -193,6 +194,16 @@ def test_it_goes_on_to_a_chameleon_of_transformers(case, tmp_path):
     assert tokenizer(" self").input_ids == [0, *case.tokenizer.encode(" self")]
     settings = json.loads((hf / "config.json").read_text())
     assert settings["vocabulary_map"]["<image>"] == case.tokenizer.vocabulary.turn_separator + 1
+
+
+def test_more_rows_are_verified_over_those_of_llama(case, tmp_path):
+    rows = case.tokenizer.vocabulary.size + 128
+    options = {"tokenizer": case.tokenizer_folder, "vocab_size": rows}
+    hf = convert_checkpoint(("hf", "hf"), case.llama, tmp_path / "hf", **options)
+    before, after = Side(kind="hf", path=case.llama), Side(kind="hf", path=hf)
+    lines = list(verify_conversion(open_source("hf", case.llama, Options(**options)), before, after, torch.float32))
+    assert lines[0].startswith("verified:") and "with the QK-norms that DST was given" in lines[1]
+    assert len(tensors_of(hf)["lm_head.weight"]) == rows
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from megachameleon.checkpoint.formats.registry import Options, open_source
 from megachameleon.checkpoint.formats.verifying import logits_of
 from megachameleon.checkpoint.loading import saved_config
 from megachameleon.config import load_config
+from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -51,7 +54,7 @@ def test_padding_adds_rows_and_changes_none(hf, padded):
 
 def test_a_padded_table_is_refused_with_its_remedy(padded, tmp_path):
     with pytest.raises(
-        ValueError, match="have 192 rows, but the vocabulary 128 ids.*--vocab-size 128, which leaves out"
+        ValueError, match=r"have 192 rows, but the vocabulary 128 ids.*--vocab-size 128, which leaves out"
     ):
         convert_checkpoint(("hf", "megatron"), padded, tmp_path / "again")
     again = convert_checkpoint(("hf", "megatron"), padded, tmp_path / "again", vocab_size=128)
@@ -122,6 +125,27 @@ def test_a_longer_table_of_ours_is_a_longer_vocabulary(ours, tmp_path):
 def test_ids_in_use_are_not_cut(ours, rows, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(("megatron", "hf"), ours, tmp_path / "cut", vocab_size=rows)
+
+
+def longer_tokenizer(folder, *, more):
+    """A folder whose vocabulary has other text ids; its text is never asked for."""
+    replace(VOCABULARY, size=128 + more).save(folder)
+    return folder
+
+
+def test_a_tokenizer_with_more_ids_makes_a_longer_vocabulary(ours, hf, tmp_path, monkeypatch):
+    monkeypatch.setattr(TextTokenizer, "load", lambda folder: SimpleNamespace(fingerprint="longer"))
+    longer = longer_tokenizer(tmp_path / "longer", more=64)
+    for kind, source in (("megatron", ours), ("hf", hf)):
+        options = {"tokenizer": longer, "vocab_size": 192}
+        made = convert_checkpoint((kind, "megatron"), source, tmp_path / kind, **options)
+        manifest = read_manifest(resolve_checkpoint(made))
+        assert (manifest.vocabulary["size"], manifest.tokenizers["text"]) == (192, "longer")
+    shorter = open_source("megatron", ours, Options(tokenizer=longer_tokenizer(longer, more=-8), vocab_size=120))
+    assert shorter.description.vocabulary["size"] == 120
+    replace(VOCABULARY, size=192, unk=2, eos=3).save(longer)
+    with pytest.raises(ValueError, match=r"eos=2 but that of .* has 3"):
+        open_source("megatron", ours, Options(tokenizer=longer, vocab_size=192))
 
 
 def test_rows_that_do_not_divide_are_refused(ours, tmp_path):
