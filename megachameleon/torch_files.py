@@ -23,6 +23,8 @@ Part = tuple[slice, ...]
 MOST_PICKLE_BYTES = 16 << 20
 """`data.pkl` of a shard with 600 tensors has 0.1 MB."""
 MOST_AXES = 16
+BLOCK = 1 << 20
+"""Bytes that are read at a time where they go to places apart."""
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -110,13 +112,8 @@ def read_part(path: Path, tensor: TorchTensor, part: Part, out: Tensor) -> None:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size < first + span * tensor.dtype.itemsize:
             raise ValueError(f"{path}: has become shorter while it was read; copy it again")
-        if span == out.numel() and _row_major(out.shape, tensor.stride):
-            direct = out if out.dtype == tensor.dtype and out.is_contiguous() else torch.empty_like(
-                out, dtype=tensor.dtype, memory_format=torch.contiguous_format)  # fmt: skip
-            _fill(file, first, direct)
-            if direct is not out:
-                out.copy_(direct)
-            return
+        if _row_major(out.shape, tensor.stride):
+            return _read_rows(file, first, tensor.dtype, out)
         # Only the pages of the part are read, which of a few columns are not all.
         page = first // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         size = first - page + span * tensor.dtype.itemsize
@@ -132,6 +129,20 @@ def _row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
             return False
         wanted *= length
     return True
+
+
+def _read_rows(file: BinaryIO, start: int, dtype: torch.dtype, out: Tensor) -> None:
+    """Read values that stand end to end, straight into `out` or by way of a block that stays in the cache."""
+    if out.dtype == dtype and out.is_contiguous():
+        return _fill(file, start, out)
+    rows = out if out.dim() else out.view(1)
+    size = dtype.itemsize * math.prod(rows.shape[1:])
+    count = min(max(BLOCK // size, 1), len(rows))
+    block = torch.empty((count, *rows.shape[1:]), dtype=dtype)
+    for first in range(0, len(rows), count):
+        target = rows[first : first + count]
+        _fill(file, start + first * size, block[: len(target)])
+        target.copy_(block[: len(target)])
 
 
 def _fill(file: BinaryIO, start: int, values: Tensor) -> None:

@@ -55,8 +55,10 @@ def test_what_was_saved_is_read(tmp_path, protocol):
     assert torch.equal(read(path, found["state"]["weight"]), module.weight)
 
 
+@pytest.mark.parametrize("block", [1, 100, 1 << 20])
 @pytest.mark.parametrize("name", ["contiguous", "transposed", "columns of a shared storage", "every other"])
-def test_parts(tmp_path, name):
+def test_parts(tmp_path, name, block, monkeypatch):
+    monkeypatch.setattr(torch_files, "BLOCK", block)
     path, tensor = tmp_path / "some.pth", HONEST[name]
     torch.save({name: tensor}, path)
     found = read_torch_index(path)[name]
