@@ -39,7 +39,7 @@ def own_pictures(description: Description, given: Path | None) -> PictureEncoder
     """The picture encoder: of `given`, of a Hugging Face source its own, or of a run that of `data.image_tokenizer`.
 
     Raises:
-        ValueError: the given one is another than the checkpoint's, or no VQ-GAN.
+        ValueError: the given one is another than the checkpoint's, or damaged.
     """
     if given is not None:
         return _picture_encoder(description, given)

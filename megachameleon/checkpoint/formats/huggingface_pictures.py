@@ -38,7 +38,7 @@ SMALLEST: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class PictureEncoder:
-    """Tensors under transformers' names, still in their files."""
+    """Tensors under transformers' names, still in their files; none of a network that transformers does not have."""
 
     origin: Path
     tensors: dict[str, tuple[Path, str, Shape, torch.dtype]]
@@ -89,21 +89,18 @@ def open_picture_encoder(path: Path, vocabulary: Vocabulary, fingerprint: str | 
         fingerprint: of the one that made the data, where it is known.
 
     Raises:
-        ValueError: it is damaged, not a VQ-GAN, another than that, or has other codes than the vocabulary.
+        ValueError: it is damaged, another than that, or has other codes than the vocabulary.
     """
     header = read_json(path / TOKENIZER_CONFIG)
     tokenizer = ImageTokenizer.load(path)  # compares hashes
-    if header["network"] != "vqgan":
-        raise ValueError(
-            f"{path}: is the small network of patches, and transformers' Chameleon has a VQ-GAN only; leave "
-            "--image-tokenizer out and encode pictures with this project's tools"
-        )
     _require_same_codes(path, tokenizer.num_codes, tokenizer.grid, vocabulary)
     if fingerprint not in (None, tokenizer.fingerprint):
         raise ValueError(
             f"{path}: is another image tokenizer ({tokenizer.fingerprint}) than the one that made the checkpoint's "
             f"data ({fingerprint}); give that one with --image-tokenizer"
         )
+    if header["network"] != "vqgan":
+        return PictureEncoder(path, {}, SMALLEST)
     file = path / TOKENIZER_WEIGHTS
     tensors = {}
     with safe_open(file, framework="pt") as opened:
@@ -124,7 +121,8 @@ def picture_encoder_within(folder: Path, vocabulary: Vocabulary | None) -> Pictu
     places, shapes, dtypes = read_headers(folder)
     names = {name.removeprefix(PICTURES): name for name in places if name.startswith(PICTURES)}
     if not names:
-        return None
+        beside = (folder / BESIDE / TOKENIZER_CONFIG).is_file()
+        return PictureEncoder(folder, {}, SMALLEST) if beside else None
     given = read_json(folder / CONFIG_FILE).get("vq_config") or {}
     config = _shape(folder / CONFIG_FILE, given)
     wanted = {PICTURES + name: shape for name, shape in tensor_shapes(config).items() if not name.startswith(DECODER)}

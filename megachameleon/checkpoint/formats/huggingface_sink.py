@@ -87,6 +87,11 @@ class HuggingFaceSink:
                 "no picture encoder (model.vqmodel): transformers starts it at random and says so, so give it text and "
                 "picture codes only, or a VQ-GAN's folder with --image-tokenizer"
             )
+        elif not self.pictures.tensors:
+            yield (
+                "no picture encoder (model.vqmodel) and no processor: transformers does not have the small network of "
+                "patches, which lies in image_tokenizer/ instead; give the model codes, and draw them, with that"
+            )
         elif not self.pictures.has_decoder:
             yield (
                 "no picture decoder (image_tokenizer/): Hugging Face's files leave it out; to draw pictures, give "
@@ -200,7 +205,7 @@ class HuggingFaceSink:
 
     def _write_processor(self, folder: Path) -> None:
         """That of whoever the pictures or the text come from, else ours."""
-        if self.pictures is None:
+        if self.pictures is None or not self.pictures.tensors:
             return
         if not _copy(self.pictures.origin, folder, IMAGE_PROCESSOR_FILE):
             write_json(folder / IMAGE_PROCESSOR_FILE, image_processor_settings(self.pictures.image_size))

@@ -213,6 +213,13 @@ def test_names_that_disagree_are_refused(release, changed, tmp_path):
         open_source("hf", release, Options(tokenizer=tmp_path / "other"))
 
 
+def test_another_place_of_image_is_kept(release, changed, tmp_path):
+    names = json.loads((release / "config.json").read_text())["vocabulary_map"]
+    names["<reserved08707>"], names["<image>"] = 8711, names.pop("<reserved08796>")
+    again = convert_checkpoint(("hf", "hf"), changed(vocabulary_map=names), tmp_path / "again")
+    assert transformers.AutoConfig.from_pretrained(again).image_token_id == 8800
+
+
 def test_a_vocabulary_map_of_something_else_is_refused(changed):
     with pytest.raises(ValueError, match="vocabulary_map does not map names to ids"):
         open_source("hf", changed(vocabulary_map={"<s>": [0]}), Options())

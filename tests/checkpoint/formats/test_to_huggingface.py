@@ -138,3 +138,32 @@ def test_pictures_of_another_vocabulary_are_refused(image_tokenizer, exported, t
     with pytest.raises(ValueError, match=r"has 24 codes on a grid of \(4, 4\), the checkpoint's vocabulary 16"):
         convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf", image_tokenizer=image_tokenizer)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_small_network_of_patches_goes_along_for_drawing(tmp_path, monkeypatch):
+    """transformers cannot make codes with it, but codes that a model is given and writes are made and drawn by it."""
+    import converting
+
+    from megachameleon.checkpoint.formats.registry import Options, make_sink, open_source
+    from megachameleon.tokens.vq import ImageTokenizer
+    from megachameleon.tokens.vq.network import PatchAutoencoder, PatchConfig
+    from megachameleon.tokens.vq.quantizer import Codebook
+    from megachameleon.tokens.vq.tokenizer import save_image_tokenizer
+
+    config = PatchConfig(image_size=16, grid=4, code_dim=8)
+    codebook = Codebook(24, 8)
+    (tmp_path / "image").mkdir()
+    save_image_tokenizer(tmp_path / "image", config, PatchAutoencoder(config), codebook, {})
+    monkeypatch.setattr(
+        converting, "VOCABULARY", Vocabulary.compact(num_text_ids=80, num_image_codes=24, image_grid=(4, 4))
+    )
+    monkeypatch.setitem(converting.TOKENIZERS, "image", ImageTokenizer.load(tmp_path / "image").fingerprint)
+    overrides = [*CASES["pre-norm, 1 group"], f"data.image_tokenizer={tmp_path / 'image'}"]
+    source = save_filled(overrides, draw(load_config("debug", overrides).model), tmp_path / "ours")
+    hf = convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf")
+    again = convert_checkpoint(("hf", "hf"), hf, tmp_path / "again")
+    assert ImageTokenizer.load(again / "image_tokenizer").can_decode
+    assert not any("vqmodel" in name for name in tensors_of(again))
+    assert not (again / "preprocessor_config.json").exists()
+    notes = make_sink("hf", open_source("hf", again, Options()).description, Options()).notes
+    assert any("small network of patches, which lies in image_tokenizer/" in note for note in notes)
