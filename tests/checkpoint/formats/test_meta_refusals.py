@@ -293,6 +293,15 @@ def test_heads_that_differ_are_refused_with_the_distance(release, tmp_path):
     assert not list(tmp_path.glob("*two*"))
 
 
+def test_heads_that_differ_are_refused_at_the_latest_when_they_are_written(tmp_path):
+    sink = MetaSink(described(FOUR, tmp_path), torch.float32, 2)
+    (piece,) = (piece for piece in sink.files()[1].pieces if piece.name == "layers.2.attention.k_normalization.bias")
+    assert [(cut.box.offset, cut.box.shape) for cut in piece.cuts] == [((2, 0), (2, 4))]
+    assert sink.make(piece, [torch.ones(2, 4)]).tolist() == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"heads of a group differ in layers.2.k_norm.bias; give more --shards"):
+        sink.make(piece, [torch.arange(8.0).view(2, 4)])
+
+
 def test_heads_that_differ_may_be_averaged(release, tmp_path):
     out = convert_checkpoint(("meta", "meta"), release, tmp_path / "two", meta_shards=2, average_qk_norm=True)
     before, after = read_shards(release), read_shards(out)
