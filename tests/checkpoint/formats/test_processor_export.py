@@ -161,10 +161,52 @@ def test_pixels_are_metas(export, picture):
 
 
 def test_codes_that_transformers_made_are_drawn_by_the_decoder_beside(export, picture, codes):
-    """As the guide has it."""
-    from megachameleon.tokens.vq import ImageTokenizer
-
+    """Those of a picture that it was given."""
     inputs = export.processor(text="<image>", images=[picture])
     ids = export.model.get_image_tokens(inputs["pixel_values"]).long()
     drawn = ImageTokenizer.load(export.folder / "image_tokenizer").decode(ids - export.vocabulary.image_code_start)
     assert torch.equal(drawn, export.image.decode(codes[None]))
+
+
+def test_transformers_writes_the_codes_that_we_would(export):
+    """As the guide has it: the head is applied outside, since `forward` hides picture codes. Here the likeliest."""
+    saved = json.loads((export.folder / "megachameleon.json").read_text())["vocabulary"]
+    vocabulary = Vocabulary.from_dict(saved, origin="megachameleon.json")
+    tokenizer, model = export.processor.tokenizer, export.model
+    step, past, codes = tokenizer(f"A cat{tokenizer.boi_token}", return_tensors="pt")["input_ids"], None, []
+    ids = step[0].tolist()
+    head = model.lm_head.weight[vocabulary.image_code_start : vocabulary.image_code_end]
+    with torch.no_grad():
+        for _ in range(4):
+            output = model.model(input_ids=step, past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            codes.append((output.last_hidden_state[:, -1] @ head.T).argmax(-1, keepdim=True))
+            step = codes[-1] + vocabulary.image_code_start
+    for code in torch.cat(codes, 1)[0].tolist():
+        ours = export.our_logits(ids)[0, -1, vocabulary.image_code_start : vocabulary.image_code_end]
+        assert code == ours.argmax()
+        ids.append(code + vocabulary.image_code_start)
+
+
+def test_a_model_in_bf16_has_exact_codes_when_its_encoder_is_read_again(export, picture, codes):
+    """As the guide has it: transformers has one precision for all of a model."""
+    from safetensors import safe_open
+
+    model = transformers.ChameleonForConditionalGeneration.from_pretrained(export.folder, dtype=torch.bfloat16)
+    encoder = model.model.vqmodel.float()
+    for file in export.folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in (name for name in tensors.keys() if name.startswith("model.vqmodel.")):  # noqa: SIM118
+                encoder.get_parameter(name.removeprefix("model.vqmodel.")).data.copy_(tensors.get_tensor(name))
+    inputs = export.processor(text=PROMPT, images=[picture])
+    assert torch.equal(
+        model.get_image_tokens(inputs["pixel_values"])[0].long(), codes + export.vocabulary.image_code_start
+    )
+    assert model.generate(**inputs, max_new_tokens=1).shape[1] == inputs["input_ids"].shape[1] + 1
+
+
+def test_a_text_may_be_ended_by_name(export):
+    """What trainers of transformers do with each document."""
+    tokenizer = export.processor.tokenizer
+    ids = tokenizer(f"The end.{tokenizer.eos_token}")["input_ids"]
+    assert ids == [export.vocabulary.bos, *export.text.encode("The end."), export.vocabulary.eos]
