@@ -19,6 +19,7 @@ EXAMPLES = """\
   python tools/inspect_checkpoint.py downloads/meta/30b --check --hash
   python tools/inspect_checkpoint.py exported/mine --tensors '*.q_norm.*' --statistics
   python tools/inspect_checkpoint.py --diff downloads/meta/30b checkpoints/chameleon_34b
+  python tools/inspect_checkpoint.py runs/mine --stored --tensors 'optimizer.exp_avg.*' --statistics
   python tools/inspect_checkpoint.py --diff before after --tolerance 1e-3 --json > difference.json
 
 Formats: ours (run, checkpoints folder, one checkpoint, also set aside or unfinished), Hugging Face's (Chameleon,
@@ -50,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="compare files with the hashes that the checkpoint has")
     parser.add_argument(
         "--tensors", nargs="?", const="*", metavar="GLOB", help="list tensors, all or those whose name fits"
+    )
+    parser.add_argument(
+        "--stored", action="store_true", help="names of tensors as in the files, the state of an optimizer among them"
     )
     parser.add_argument(
         "--top", type=int, default=20, metavar="N", help="--diff: tensors to show (default %(default)s)"
@@ -87,6 +91,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from megachameleon.checkpoint.inspection.statistics import chosen, measure
 
     report = inspect(arguments.path)
+    report.as_stored = arguments.stored
     found: dict[str, Any] = {}
     if arguments.check:
         sizes = sum(file.num_bytes or 0 for file in report.files if file.digests)
@@ -139,6 +144,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from megachameleon.checkpoint.inspection.terminal_difference import print_difference
 
     one, other = (inspect(path) for path in arguments.diff)
+    one.as_stored = other.as_stored = arguments.stored
     with progress_bar("comparing (MB)", total_bytes(one, other) // 1_000_000) as bar:
         difference = compare(one, other, arguments.tolerance, bar)
     if arguments.json:

@@ -153,10 +153,23 @@ def parse_manifest(checkpoint: Path) -> CheckpointManifest:
         raise ValueError(
             f"{path}: not a manifest of this release ({error}); go on with the one that wrote it"
         ) from None
+    if not _is_sound(manifest):
+        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest; the checkpoint is damaged")
     for name in manifest.files:
         if Path(name).name != name:
             raise ValueError(f"{checkpoint}: file name {name!r} leaves the checkpoint's folder; refused")
     return manifest
+
+
+def _is_sound(manifest: CheckpointManifest) -> bool:
+    """Whether it has the types that it should have; a seal does not keep anybody from writing others."""
+    numbers = (manifest.step, manifest.consumed_samples)
+    parts = (manifest.versions, manifest.vocabulary, manifest.tokenizers, manifest.files, manifest.lineage)
+    return (
+        all(isinstance(number, int) for number in numbers)
+        and all(isinstance(part, dict) for part in (*parts, *manifest.files.values()))
+        and all({"size", "sha256"} <= file.keys() for file in manifest.files.values())
+    )
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:

@@ -107,7 +107,7 @@ def compare(one: Report, other: Report, tolerance: float, bar: ProgressTask) -> 
     Args:
         tolerance: relative Frobenius distance up to which a tensor counts as equal.
     """
-    plain = one.plain is not None and other.plain is not None
+    plain = one.uses_plain and other.uses_plain
     pairs = [_sides(one.tensors if plain else one.stored, other.tensors if plain else other.stored)]
     if plain:
         pictures = [_only_pictures(report.stored) for report in (one, other)]
@@ -131,7 +131,7 @@ def compare(one: Report, other: Report, tolerance: float, bar: ProgressTask) -> 
 
 def total_bytes(one: Report, other: Report) -> int:
     """About how much `compare` reads of either side."""
-    plain = one.plain is not None and other.plain is not None
+    plain = one.uses_plain and other.uses_plain
     mine, theirs = (report.tensors.infos if plain else report.stored.infos for report in (one, other))
     return sum((mine.get(name) or theirs[name]).num_bytes for name in {**mine, **theirs})
 

@@ -17,7 +17,7 @@ from megachameleon.checkpoint.folder import (
     parse_manifest,
 )
 from megachameleon.checkpoint.inspection.naming import layer_and_kind
-from megachameleon.checkpoint.inspection.raw import RawFile, listed
+from megachameleon.checkpoint.inspection.raw import NAMES, RawFile, listed
 from megachameleon.checkpoint.inspection.report import Facts, Report
 from megachameleon.checkpoint.inspection.shape import (
     LARGEST_SIZE,
@@ -146,6 +146,8 @@ def _is_sound(key: str, entry: TensorEntry) -> bool:
             and part.name == f"{key}@{','.join(map(str, box.offset))}"
         )
 
+    if not isinstance(entry.dtype, str) or entry.dtype not in NAMES:
+        return False
     sizes = all(type(n) is int and 0 <= n < LARGEST_SIZE for n in entry.shape)
     stacked = ".layers." in key and entry.shape[:1] > (MOST_LAYERS,)
     return sizes and not stacked and all(map(fits, entry.parts))
@@ -187,7 +189,7 @@ def _holds(boxes: list[tuple[str, Part]]) -> str:
     places = [layer_and_kind(f"{part.name}")[0] for key, part in boxes]
     layers = sorted({layer for layer in places if layer is not None})
     outside = sorted({_short(key) for key, _ in boxes if ".layers." not in key})
-    said = [f"layers {_ranges(layers)}"] if layers else []
+    said = [f"layer{'s' if len(layers) > 1 else ''} {_ranges(layers)}"] if layers else []
     said += outside
     values = sum(math.prod(part.box.shape) for _, part in weights)
     said.append(f"{values:,} weights")

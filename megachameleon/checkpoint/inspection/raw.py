@@ -33,6 +33,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+"""Types as torch and our own index call them."""
 LONGEST_HEADER = 100_000_000
 """Bytes; the safetensors library has the same limit."""
 LARGEST_AXIS = 1 << 48

@@ -60,16 +60,24 @@ class Report:
     """What is damaged or missing, a line each."""
     notes: list[str] = field(default_factory=list)
     """What is as it should be and still worth a line."""
+    as_stored: bool = False
+    """Show the names of the files where there are plain ones too."""
+
+    @property
+    def uses_plain(self) -> bool:
+        """Whether tensors are shown under plain names."""
+        return self.plain is not None and not self.as_stored
 
     @property
     def tensors(self) -> Tensors:
-        """Under plain names where there are any."""
-        return self.plain or self.stored
+        """Under plain names where there are any, or as stored where that is wanted."""
+        return self.plain if self.plain is not None and not self.as_stored else self.stored
 
     @property
     def weights(self) -> Facts:
         """Parameters and types; the state of an optimizer is none, and pictures' encoders count by themselves."""
-        infos = {name: info for name, info in self.tensors.infos.items() if not name.startswith("optimizer.")}
+        named = self.stored if self.plain is None else self.plain
+        infos = {name: info for name, info in named.infos.items() if not name.startswith("optimizer.")}
         if self.plain is not None:  # beside the decoder
             infos |= {n: i for n, i in self.stored.infos.items() if part_of(n) == "picture encoder"}
         parts = dict.fromkeys(PARTS, 0)
@@ -97,7 +105,7 @@ class Report:
             "parameters": self.weights,
             **{title.replace(" ", "_"): facts for title, facts in self.sections.items()},
             "files": [file.as_plain() for file in self.files],
-            "names": "plain" if self.plain else "as stored",
+            "names": "plain" if self.uses_plain else "as stored",
             "tensors": {
                 name: {
                     "shape": list(info.shape),

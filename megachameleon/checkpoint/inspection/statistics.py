@@ -14,7 +14,7 @@ from torch import Tensor
 from megachameleon.checkpoint.inspection.raw import listed
 from megachameleon.checkpoint.inspection.report import Report
 
-AT_A_TIME = 1 << 20
+AT_A_TIME = 1 << 16
 """Values; what is computed from them stays in the processor's cache."""
 
 
@@ -132,7 +132,7 @@ def measure(
     digest = hashlib.sha256()
     is_whole = bool(tensors.infos)
     # Plain tensors have an order of their own; that of files follows from how they were written.
-    all_names = list(tensors.infos) if report.plain is not None else sorted(tensors.infos)
+    all_names = list(tensors.infos) if report.uses_plain else sorted(tensors.infos)
     for name in all_names if content else names:
         info = tensors.infos[name]
         try:

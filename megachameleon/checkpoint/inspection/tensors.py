@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape, overlap, within
 from megachameleon.checkpoint.formats.huggingface_names import name_in_huggingface, num_heads
-from megachameleon.checkpoint.formats.megatron_layout import global_key, places
+from megachameleon.checkpoint.formats.megatron_layout import global_key, global_shapes, places
 from megachameleon.checkpoint.formats.megatron_source import targets
 from megachameleon.checkpoint.formats.meta_names import (
     halves_together,
@@ -21,7 +21,7 @@ from megachameleon.checkpoint.formats.meta_names import (
     shape_in_meta,
 )
 from megachameleon.checkpoint.formats.plain import layer_of, plain_shapes
-from megachameleon.checkpoint.inspection.raw import RawFile, listed
+from megachameleon.checkpoint.inspection.raw import NAMES, RawFile, listed
 from megachameleon.checkpoint.tensors import Index, Part, TensorEntry
 from megachameleon.config import ModelConfig
 
@@ -114,6 +114,7 @@ class MegatronTensors:
     def __init__(self, model: ModelConfig, index: Index, files: Mapping[str, RawFile]) -> None:
         self._model, self._files = model, files
         self._shapes = plain_shapes(model)
+        self._global = global_shapes(model, self._shapes)
         self._entries = _by_layer(index)
         self.infos = {}
         for name, shape in shapes_by_head(model).items():
@@ -126,24 +127,28 @@ class MegatronTensors:
         return self._entries.get((global_key(self._model, name), layer_of(name)[0]))
 
     def _info(self, name: str, entry: TensorEntry, shape: Shape) -> TensorInfo:
+        wanted = self._global[global_key(self._model, name)]
+        if entry.shape != wanted:
+            problem = f"the index says {list(entry.shape)}, the configuration {list(wanted)}"
+            return TensorInfo(shape=shape, dtype=NAMES[entry.dtype], problem=problem)
         problem, covered, names = "", 0, set()
         for _, box, _ in self._targets(name, entry, torch.empty(self._shapes[name], device="meta")):
             for part, shared in _shared(entry, box):
                 names.add(part.file)
                 covered += shared.size
-                problem = problem or self._problem(part)
+                problem = problem or self._problem(part, NAMES[entry.dtype])
         if covered != math.prod(self._shapes[name]) and not problem:
             problem = f"its parts hold {covered:,} of {math.prod(self._shapes[name]):,} values"
-        dtype = getattr(torch, entry.dtype, torch.float32)
-        return TensorInfo(shape=shape, dtype=dtype, files=tuple(sorted(names)), problem=problem)
+        return TensorInfo(shape=shape, dtype=NAMES[entry.dtype], files=tuple(sorted(names)), problem=problem)
 
-    def _problem(self, part: Part) -> str:
+    def _problem(self, part: Part, dtype: torch.dtype) -> str:
         file = self._files.get(part.file)
         tensor = file.tensors.get(part.name) if file else None
         if tensor is None:
             return f"{part.file} is missing" if file is None else f"{part.file} does not hold {part.name}"
-        if tensor.shape != part.box.shape:
-            return f"{part.file}: {part.name} is {list(tensor.shape)}, the index says {list(part.box.shape)}"
+        if (tensor.shape, tensor.dtype) != (part.box.shape, dtype):
+            said = f"{list(tensor.shape)} {tensor.dtype}, the index says {list(part.box.shape)} {dtype}"
+            return f"{part.file}: {part.name} is {said}"
         return tensor.problem
 
     def _targets(self, name: str, entry: TensorEntry, values: Tensor) -> Iterable[tuple[str, Box, Tensor]]:

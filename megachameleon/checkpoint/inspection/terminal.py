@@ -74,7 +74,7 @@ def _hashes(report: Report, found: Mapping[str, Any]) -> Facts:
     elif count:
         facts["compared"] = "no (--check)"
     if "content_hash" in found and found["content_hash"] is not None:
-        facts["content" if report.plain else "content as stored"] = found["content_hash"]
+        facts["content of the decoder" if report.uses_plain else "content as stored"] = found["content_hash"]
     return facts
 
 
@@ -95,12 +95,16 @@ def _sections(sections: Mapping[str, Facts], width: int) -> Table:
         short: list[Text] = []
         long: list[Text] = []
         for name, value in facts.items():
-            label = printable(str(name) if title == CHECKPOINTS else str(name).replace("_", " "))
+            label = printable(str(name) if title == CHECKPOINTS else _label(str(name)))
             for words in _lines(name, value):
                 fact = Text.assemble((f"{label} ", "dim"), printable(words))
                 (long if name in LONG or len(words) > LONGEST_SHORT else short).append(fact)
         table.add_row(printable(title.replace("_", " ")), Text("\n").join([*_in_rows(short, width), *long]))
     return table
+
+
+def _label(name: str) -> str:
+    return "key/value heads" if name == "key_value_heads" else name.replace("_", " ")
 
 
 def _in_rows(facts: Sequence[Text], width: int) -> list[Text]:
@@ -121,6 +125,8 @@ def _lines(name: str, value: Any) -> list[str]:
         return [*more, *(_start(start) for start in value[-MOST_STARTS:])] or ["none"]
     if name == "datasets" and isinstance(value, dict):
         return [f"{dataset}: {_counts(counts)}" for dataset, counts in value.items()] or ["none"]
+    if name == "data_fingerprint" and len(str(value)) > LONGEST_SHORT:  # names what the lineage tells too
+        return []
     if name in ("parent", "origin"):
         return [_ancestor(value)]
     return [said(value)]
@@ -131,7 +137,9 @@ def _start(start: Any) -> str:
         return said(start)
     origin = f" from {_ancestor(start['source'])}" if start.get("source") else ""
     kind, time = start.get("kind"), start.get("time")
-    return f"{time}  {kind}{origin}, {start.get('world_size')} processes, commit {str(start.get('commit'))[:12]}"
+    world = start.get("world_size")
+    processes = f"{said(world)} process{'es' if world != 1 else ''}"
+    return f"{time}  {kind}{origin}, {processes}, commit {str(start.get('commit'))[:12]}"
 
 
 def _ancestor(value: Any) -> str:

@@ -82,7 +82,7 @@ def _print_by_kind(found: Difference, console: Console) -> None:
     room = max(console.width - min(longest, 30) - 40, 8)
     for kind, by_layer in kinds.items():
         apart = [tensor for tensor in by_layer.values() if tensor.status not in EQUAL]
-        most = max((tensor.relative for tensor in by_layer.values()), default=0.0)
+        most = max(tensor.relative for tensor in by_layer.values())
         line = [by_layer[layer].relative if layer in by_layer else None for layer in layers]
         drawn = sparkline(line, room) if most and None not in by_layer else ""
         table.add_row(printable(kind), f"{len(apart):,}", f"{len(by_layer):,}", number(most), Text(drawn, style="cyan"))
@@ -98,13 +98,13 @@ def _print_by_layer(found: Difference, console: Console) -> None:
             before = squares.setdefault(layer, [0.0, 0.0])
             squares[layer] = [before[0] + tensor.distance**2, before[1] + tensor.norm**2]
     relative = {layer: math.sqrt(d / n) if n else math.inf for layer, (d, n) in sorted(squares.items())}
-    finite = [value for value in relative.values() if math.isfinite(value)]
+    most = max((value for value in relative.values() if math.isfinite(value)), default=0.0)
     if not relative:
         return
     console.print()
     table = plain_table(">layer", ">relative distance of what differs", "")
     for layer, value in list(relative.items())[:MOST_LAYERS_NAMED]:
-        share = value / max(finite) if finite and max(finite) and math.isfinite(value) else 0.0
+        share = value / most if most and math.isfinite(value) else 0.0
         table.add_row(str(layer), number(value), bar(share))
     console.print(table)
 
