@@ -5,6 +5,8 @@ dimensions half a head apart. Weights therefore change places on the way to ours
 vectors of their norms too, since those come before the rotation.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -21,7 +23,8 @@ def meta_logits(model, weights, tokens):
     x = weights["embedding"][tokens]
     for i in range(model.num_layers):
         layer = {name.removeprefix(f"{i}."): w for name, w in weights.items() if name.startswith(f"{i}.")}
-        for sublayer, scale in ((meta_attention, layer["attention_norm"]), (meta_ffn, layer["ffn_norm"])):
+        attention = partial(meta_attention, model.rope_theta)
+        for sublayer, scale in ((attention, layer["attention_norm"]), (meta_ffn, layer["ffn_norm"])):
             if model.norm_order == "swin":
                 x = x + norm(sublayer(layer, x), scale)
             else:
@@ -29,7 +32,7 @@ def meta_logits(model, weights, tokens):
     return norm(x, weights["final_norm"]) @ weights["head"].T
 
 
-def meta_attention(layer, x):
+def meta_attention(theta, layer, x):
     """Each model-parallel rank, here a QK-norm group, has its own heads and norms; their outputs are summed."""
     ranks = layer["q_norm.weight"].size(0)
     total = torch.zeros_like(x)
@@ -38,7 +41,8 @@ def meta_attention(layer, x):
         width = q.size(-1)
         q, k = (
             rotate_neighbours(
-                F.layer_norm(t, (width,), layer[f"{n}_norm.weight"][rank], layer[f"{n}_norm.bias"][rank], 1e-5)
+                F.layer_norm(t, (width,), layer[f"{n}_norm.weight"][rank], layer[f"{n}_norm.bias"][rank], 1e-5),
+                theta,
             )
             for t, n in ((q, "q"), (k, "k"))
         )
@@ -55,10 +59,10 @@ def meta_ffn(layer, x):
     return (F.silu(x @ layer["gate"].T) * (x @ layer["up"].T)) @ layer["down"].T
 
 
-def rotate_neighbours(x):
+def rotate_neighbours(x, theta):
     """Turn the pair (2i, 2i + 1) at position p by p * theta ** (-2i / width)."""
     length, width = x.shape[-2:]
-    angles = torch.outer(torch.arange(length).float(), 10_000.0 ** (-torch.arange(0, width, 2) / width))
+    angles = torch.outer(torch.arange(length).float(), theta ** (-torch.arange(0, width, 2) / width))
     cos, sin = angles.cos(), angles.sin()
     turns = torch.stack((torch.stack((cos, -sin), -1), torch.stack((sin, cos), -1)), -2)
     return torch.einsum("spij,...spj->...spi", turns, x.unflatten(-1, (-1, 2))).flatten(-2)

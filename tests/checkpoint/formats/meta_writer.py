@@ -35,7 +35,7 @@ def write_meta(folder, model, weights, *, shards, vocabulary, dtype=torch.float3
     for rank, name in enumerate(names):
         state = meta_state(model, weights, rank, shards, dtype)
         if rope != "absent":
-            state["rope.freqs"] = rope and 10_000.0 ** (-torch.arange(0, model.head_dim, 2) / model.head_dim)
+            state["rope.freqs"] = rope and model.rope_theta ** (-torch.arange(0, model.head_dim, 2) / model.head_dim)
         torch.save(state, folder / name)
     write_checklist(folder, ["params.json", "consolidate_params.json", *names])
     if vocabulary is not None:

@@ -5,6 +5,7 @@ out, transformers', and our decoder.
 """
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,3 +35,13 @@ def test_converted(written, source, target, tmp_path):
     converted = convert_checkpoint((source, target), folders[source], tmp_path / "converted")
     assert_holds(target, converted, case)
     torch.testing.assert_close(logits(target, converted, case), case.logits, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("source", "target"), [("meta", "hf"), ("hf", "megatron"), ("megatron", "meta")])
+def test_converted_and_rounded(written, source, target, tmp_path):
+    """Each value once, to the nearest."""
+    case, folders = written
+    converted = convert_checkpoint((source, target), folders[source], tmp_path / "converted", dtype="bf16")
+    assert_holds(target, converted, replace(case, dtype=torch.bfloat16))
+    size = sum(path.stat().st_size for path in converted.rglob("*") if path.suffix in (".pth", ".safetensors"))
+    assert size < 1.2 * 2 * case.model.num_parameters

@@ -35,7 +35,7 @@ def heads(queries, keys, groups, order):
 SHAPES = {
     "7B": [*SMALL, *heads(8, 8, 1, "pre")],
     "34B": [*SMALL, "model.hidden_size=256", *heads(64, 8, 4, "swin")],
-    "2 shards": [*SMALL, *heads(16, 4, 2, "pre")],
+    "2 shards": [*SMALL, *heads(16, 4, 2, "pre"), "model.rope_theta=1000"],
     "8 shards": [*SMALL, *heads(16, 8, 8, "swin")],
 }
 """Structure of the released models, and others; keys and values of `2 shards` are not the root of the queries."""
