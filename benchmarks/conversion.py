@@ -56,6 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be more than 0")
     if min(*arguments.layers, *arguments.workers) < 1:
         raise ValueError("--layers, --workers: must be at least 1")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the tool does
     import torch
 
     from benchmarks.machine import describe_machine

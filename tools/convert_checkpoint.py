@@ -39,6 +39,9 @@ EXAMPLES = """\
 
 After a kill the same command goes on with the files that are missing."""
 MOST_WORKERS = 4
+HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
+"""Torch's own switch, read when it first allocates: taking memory for a tensor by small pages costs as much time as
+hashing the tensor."""
 APPLIES: dict[str, Callable[[argparse.Namespace], bool]] = {
     "tensor_parallel": lambda given: given.kind == "megatron",
     "pipeline_parallel": lambda given: given.kind == "megatron",
@@ -113,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     """Convert and, if asked, verify."""
     _require_sensible(arguments)
+    os.environ.setdefault(*HUGE_PAGES)
     from megachameleon.checkpoint.formats.registry import is_llama, make_sink, open_source
 
     if arguments.verify or arguments.verify_only:

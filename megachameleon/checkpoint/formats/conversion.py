@@ -27,8 +27,8 @@ JOB_FILE = "conversion.json"
 RECORDS = "records"
 CHECKED = "checked"
 PARTIAL = ".partial"
-STRIDE = 8 << 20
-"""Bytes of the source that are hashed at a time."""
+STRIDE = 1 << 20
+"""Bytes of the source that are read and hashed at a time, while they are in the processor's cache."""
 LOOK_AT = 1 << 20
 """Values that are counted at a time where some are not finite; what that needs beside them stays in the cache."""
 
@@ -141,11 +141,11 @@ def _remove_remains(folder: Path, finished: set[str]) -> None:
 
 def _check(known: KnownHash, folder: Path, meter: Meter) -> None:
     """Compare a file of the source with its hash."""
-    digest = hashlib.new(known.algorithm)
+    digest, data = hashlib.new(known.algorithm), memoryview(bytearray(STRIDE))
     with known.path.open("rb", buffering=0) as file:
-        while data := file.read(STRIDE):
-            digest.update(data)
-            meter.add(len(data))
+        while size := file.readinto(data):
+            digest.update(data[:size])
+            meter.add(size)
     if digest.hexdigest() != known.digest:
         name = known.algorithm.upper().replace("SHA", "SHA-")
         raise DamagedCheckpointError(
