@@ -32,8 +32,8 @@ EXAMPLES = """\
   # ... which trains with checkpoint.init_from=checkpoints/chameleon_34b; its newest checkpoint for transformers
   python tools/convert_checkpoint.py --from megatron --to hf runs/mine exported/mine --dtype bf16 --verify \\
     --tokenizer tokenizers/text --image-tokenizer tokenizers/image
-  # a model of transformers in Meta's format, in 2 files
-  python tools/convert_checkpoint.py --from hf --to meta downloads/chameleon-30b exported/30b --shards 2
+  # a model of transformers in Meta's format, in 8 files instead of the 4 of its groups of QK-norm
+  python tools/convert_checkpoint.py --from hf --to meta downloads/chameleon-30b exported/30b --shards 8
   # the weights of a run alone, in bf16
   python tools/convert_checkpoint.py --from megatron --to megatron runs/mine checkpoints/mine --dtype bf16
 
