@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--top", type=int, default=20, metavar="N", help="--diff: tensors to show (default %(default)s)"
     )
+    parser.add_argument("--masters", action="store_true", help="of a bf16 run: its fp32 masters instead of its weights")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables, of all tensors and files")
     return parser
 
@@ -92,6 +93,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     report = inspect(arguments.path)
     report.as_stored = arguments.stored
+    if arguments.masters:
+        report.take_masters()
     found: dict[str, Any] = {}
     if arguments.check:
         sizes = sum(file.num_bytes or 0 for file in report.files if file.digests)
@@ -145,6 +148,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     one, other = (inspect(path) for path in arguments.diff)
     one.as_stored = other.as_stored = arguments.stored
+    for report in (one, other) if arguments.masters else ():
+        if report.masters is not None or one.masters is other.masters:  # one side may well be an export
+            report.take_masters()
     with progress_bar("comparing (MB)", total_bytes(one, other) // 1_000_000) as bar:
         difference = compare(one, other, arguments.tolerance, bar)
     if arguments.json:

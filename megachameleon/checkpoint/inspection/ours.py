@@ -40,7 +40,7 @@ from megachameleon.checkpoint.tensors import Index, Part, TensorEntry, index_fro
 from megachameleon.config import RunConfig, load_config
 from megachameleon.config.loading import EXTENDS
 
-OPTIMIZER = "optimizer."
+OPTIMIZER, MASTER = "optimizer.", "optimizer.master."
 STATES = {
     "tmp": "an attempt to save that was not finished",
     "replaced": "gave its name to a newer checkpoint of the same step",
@@ -169,6 +169,9 @@ def _take_model(report: Report, config: RunConfig | None, index: Index, files: M
     report.model = config.model
     report.sections["model"] = model_facts(config.model)
     weights = {key: entry for key, entry in index.items() if not key.startswith(OPTIMIZER)}
+    masters = {key.removeprefix(MASTER): entry for key, entry in index.items() if key.startswith(MASTER)}
+    if masters:
+        report.masters = MegatronTensors(config.model, masters, files)
     if weights:
         report.plain = MegatronTensors(config.model, weights, files)
         if missing := missing_of(report.plain):
@@ -261,7 +264,7 @@ def _progress(manifest: CheckpointManifest | None, progress: Mapping[str, Any], 
 def _layout(manifest: CheckpointManifest | None, config: RunConfig | None) -> Facts:
     starts = manifest.lineage.get("starts") if manifest else None
     last = starts[-1] if isinstance(starts, list) and starts and isinstance(starts[-1], dict) else {}
-    facts: Facts = {"written_by_processes": last.get("world_size")}
+    facts: Facts = {"processes_of_the_last_start": last.get("world_size")}
     if config is not None:
         p = config.parallel
         facts |= {

@@ -51,6 +51,8 @@ class Report:
     """Under the names of the files."""
     plain: Tensors | None = None
     """Of a decoder, under plain names, whatever the format; None: it is no such decoder, or it is not known which."""
+    masters: Tensors | None = None
+    """The fp32 masters of a bf16 run, under plain names; None: there are none."""
     model: ModelConfig | None = None
     vocabulary: Mapping[str, Any] | None = None
     tokenizers: Mapping[str, str | None] = field(default_factory=dict)
@@ -62,6 +64,16 @@ class Report:
     """What is as it should be and still worth a line."""
     as_stored: bool = False
     """Show the names of the files where there are plain ones too."""
+
+    def take_masters(self) -> None:
+        """Go on with the fp32 masters as the weights.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.masters is None:
+            raise ValueError(f"{self.path}: has no fp32 masters (fp32 weights are their own); leave --masters out")
+        self.plain = self.masters
 
     @property
     def uses_plain(self) -> bool:

@@ -112,6 +112,7 @@ class MegatronTensors:
     """The plain tensors of a decoder in our own files, with a QK-norm for each head, as far as its boxes are there."""
 
     def __init__(self, model: ModelConfig, index: Index, files: Mapping[str, RawFile]) -> None:
+        """`index`: of weights, or of their masters under the names of the weights."""
         self._model, self._files = model, files
         self._shapes = plain_shapes(model)
         self._global = global_shapes(model, self._shapes)

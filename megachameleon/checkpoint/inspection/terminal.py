@@ -67,7 +67,9 @@ def _hashes(report: Report, found: Mapping[str, Any]) -> Facts:
     """Which there are, and what came of comparing them."""
     algorithms = sorted({name for file in report.files for name in file.digests})
     count = sum(1 for file in report.files if file.digests)
-    facts: Facts = {"stored": f"{' and '.join(algorithms).upper()} of {count} files" if count else "none"}
+    facts: Facts = {
+        "stored": f"{' and '.join(algorithms).upper()} of {count} file{'s' if count > 1 else ''}" if count else "none"
+    }
     if "check" in found:
         states = list(found["check"].values())
         facts["compared"] = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "nothing"
@@ -170,7 +172,7 @@ def said(value: Any) -> str:
         if value.keys() >= {"path", "manifest_sha256"}:
             return _ancestor(value)
         return ", ".join(f"{name} {said(inner)}" for name, inner in value.items()) or "none"
-    return str(value)
+    return str(value) or "none"
 
 
 def _files(files: Sequence[FileInfo]) -> Table:

@@ -139,3 +139,26 @@ def test_a_chameleon_that_was_a_llama(tmp_path, capsys):
     (llama / "config.json").write_text(json.dumps(settings | {"model_type": "llama"}))
     status, found = as_json(capsys, "--diff", llama, chameleon)
     assert status == 1 and found["counts"]["only in B"] == len(norms) and "different" not in found["counts"]
+
+
+def test_masters_are_what_an_export_in_fp32_holds(formats, tmp_path, capsys):
+    """A checkpoint to which masters are added by hand: twice the weights, so that nothing else is equal to them."""
+    run = copy_of(formats["megatron"], tmp_path / "run")
+    checkpoint = next(run.glob("step_*"))
+    stored = load_file(checkpoint / "tensors_00000.safetensors")
+    masters = {f"optimizer.master.{name}": tensor.float() * 2 for name, tensor in stored.items()}
+    save_file(masters, checkpoint / "tensors_00001.safetensors")
+    index = json.loads((checkpoint / "index.json").read_text())
+    for key, entry in list(index.items()):
+        parts = [["tensors_00001.safetensors", f"optimizer.master.{name}", *box] for _, name, *box in entry["parts"]]
+        index[f"optimizer.master.{key}"] = {**entry, "dtype": "float32", "parts": parts}
+    (checkpoint / "index.json").write_text(json.dumps(index))
+    export = copy_of(formats["hf"], tmp_path / "export")
+    doubled = {name: tensor.float() * 2 for name, tensor in load_file(export / "model.safetensors").items()}
+    save_file(doubled, export / "model.safetensors")
+    assert as_json(capsys, "--diff", run, export, "--masters")[1]["counts"].keys() == {"equal"}
+    assert as_json(capsys, "--diff", run, export)[1]["counts"].keys() == {"different"}
+    with pytest.raises(ValueError, match="has no fp32 masters"):
+        run_tool_here(export, "--masters")
+    _, found = as_json(capsys, run, "--stored", "--tensors", "optimizer.master.*", "--norms")
+    assert found["names"] == "as stored" and all(name.startswith("optimizer.master.") for name in found["numbers"])

@@ -117,7 +117,7 @@ def test_nothing_is_lost_at_80_columns(formats):
     print_report(inspect(formats["megatron"]), console, {})
     said = console.export_text()
     assert max(map(len, said.splitlines())) <= 80 and "…" not in said
-    assert "tensors_00000.safetensors" in said and "key value heads 8" in said
+    assert "tensors_00000.safetensors" in said and "key/value heads 8" in said
 
 
 def test_sparkline():
