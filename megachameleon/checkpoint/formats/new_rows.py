@@ -50,10 +50,11 @@ class NewRows:
 
 def new_rows(table: str, blocks: Iterable[Tensor]) -> NewRows:
     """Measure the rows of a table, [rows, hidden] at a time; one pass, and memory for a block."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for block in blocks:
-        exact = block.double()
-        count, total, squares = count + len(block), total + exact.sum(0), squares + exact.square().sum(0)
+        values = block.float()  # sums of blocks are exact enough in fp32; those of the table are kept in fp64
+        count += len(values)
+        total, squares = total + values.sum(0).double(), squares + values.square().sum(0).double()
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     return NewRows(table, mean.float(), deviation.float())
