@@ -174,6 +174,8 @@ def _shape(path: Path, given: Any) -> VQGANConfig:
         "num_res_blocks": "num_res_blocks",
     }
     try:
+        if not isinstance(given, dict):
+            raise TypeError(f"a {type(given).__name__}")
         return VQGANConfig(**{ours: given[theirs] for theirs, ours in names.items() if theirs in given})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: vq_config is not that of a VQ-GAN ({error}); copy it again") from None

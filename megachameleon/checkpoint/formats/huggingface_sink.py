@@ -67,6 +67,8 @@ class HuggingFaceSink:
             )
         if self.description.vocabulary is None:
             raise ValueError(f"{origin}: does not say what its ids mean; give --tokenizer with its text tokenizer")
+        for path in (origin / GENERATION_FILE, *((self.tokenizer / TOKENIZER_CONFIG_FILE,) if self.tokenizer else ())):
+            _mapping(path)  # they are needed when all else is written, which is late to find them damaged
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -179,7 +181,7 @@ class HuggingFaceSink:
         """The source's own, with the ids of its vocabulary; more ids that end a text are kept."""
         origin, vocabulary = self.description.origin, self.vocabulary
         path = origin / GENERATION_FILE
-        known = read_json(path) if is_chameleon(origin) and path.is_file() else {}
+        known = _mapping(path) if is_chameleon(origin) else {}
         ids: dict[str, Any] = {
             "bos_token_id": vocabulary.bos,
             "pad_token_id": vocabulary.pad,
@@ -210,9 +212,16 @@ class HuggingFaceSink:
         if not _copy(self.pictures.origin, folder, IMAGE_PROCESSOR_FILE):
             write_json(folder / IMAGE_PROCESSOR_FILE, image_processor_settings(self.pictures.image_size))
         if self.tokenizer is not None and not _copy(self.tokenizer, folder, PROCESSOR_FILE):
-            names = read_json(folder / TOKENIZER_CONFIG_FILE)
-            image_token = names.get("image_token", IMAGE_PLACEHOLDER)
+            image_token = _mapping(folder / TOKENIZER_CONFIG_FILE).get("image_token", IMAGE_PLACEHOLDER)
             write_json(folder / PROCESSOR_FILE, processor_settings(self.vocabulary, image_token))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none."""
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds no settings; copy it again, or remove it")
+    return values
 
 
 def _copy(source: Path | None, folder: Path, name: str) -> bool:

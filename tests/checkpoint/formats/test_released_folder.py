@@ -241,8 +241,22 @@ def test_a_picture_encoder_must_be_whole_and_of_the_vocabulary(changed, tmp_path
     ):
         sink(changed(vq_config={**VQ, "resolution": 32}))
     shutil.rmtree(tmp_path / "changed")
-    with pytest.raises(ValueError, match=r"vq_config is not that of a VQ-GAN"):
-        sink(changed(vq_config={**VQ, "base_channels": "many"}))
+    for wrong in ({**VQ, "base_channels": "many"}, [["resolution", 64]]):
+        with pytest.raises(ValueError, match=r"vq_config is not that of a VQ-GAN"):
+            sink(changed(vq_config=wrong))
+        shutil.rmtree(tmp_path / "changed")
+
+
+def test_what_is_written_last_is_looked_at_first(release, changed, tmp_path):
+    folder = changed()
+    (folder / "generation_config.json").write_text("[2]")
+    with pytest.raises(ValueError, match=r"generation_config.json: holds no settings"):
+        convert_checkpoint(("hf", "hf"), folder, tmp_path / "again")
+    shutil.copyfile(release / "tokenizer.json", folder / "tokenizer.json")
+    (folder / "generation_config.json").unlink()
+    again = convert_checkpoint(("hf", "hf"), folder, tmp_path / "again")  # without tokenizer_config.json
+    assert json.loads((again / "processor_config.json").read_text())["image_token"] == "<image>"
+    assert json.loads((again / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
 def test_pickled_weights_are_refused_unopened(release, tmp_path):
