@@ -247,7 +247,6 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(self)
         self.pulse.enter("training")
-        self.pulse.beat(self.step)
         return True
 
     def _due(self, every: int) -> bool:
@@ -338,6 +337,7 @@ class Trainer:
     def load(self, checkpoint: Path) -> None:
         """Take weights, optimizer, progress and what guards and callbacks remember from a checkpoint of this run."""
         self.progress = self.checkpointer.load(checkpoint, self.state)
+        self.pulse.beat(self.step, samples=self.progress.consumed_samples, num_steps=self.config.training.num_steps)
         for guard in self.guards:
             guard.load_state_dict(self.progress.guards.get(guard.name, {}))
         for callback in self.callbacks:

@@ -1,5 +1,6 @@
 """One rank dies, hangs or goes bad: every rank ends, soon, and says why on one line."""
 
+import json
 import re
 
 import pytest
@@ -81,6 +82,10 @@ def test_a_stopped_run_goes_on_and_a_finished_one_says_so(run, tmp_path):
     assert run(None).statuses == [0, 0]
     again = run(None)
     assert again.statuses == [0, 0] and "already finished at step 12" in again.logs[0]
+    heartbeat = json.loads((tmp_path / "run/heartbeat.json").read_text())
+    assert {name: heartbeat[name] for name in ("state", "step", "num_steps")} == {
+        "state": "finished", "step": 12, "num_steps": 12,
+    }  # fmt: skip
 
 
 def test_a_slow_rank_is_named_once(run):
