@@ -13,7 +13,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 def main(arguments: argparse.Namespace) -> None:
     """Check every stage against the size of the job; print or submit."""
     from megachameleon.launching.inspection import read_excluded
-    from megachameleon.launching.submission import SCRIPT_NAME, SCRIPTS, Request
+    from megachameleon.launching.submission import SCRIPT_NAME, SCRIPTS, Request, require_sbatch
 
     if Path.cwd() != PROJECT:
         raise ValueError(f"{Path.cwd()}: call it from {PROJECT}, where the job will run and relative paths will begin")
@@ -31,7 +31,9 @@ def main(arguments: argparse.Namespace) -> None:
     scripts = [prepare(config, overrides, request, template) for config in configs]
     if arguments.print:
         print("\n".join(text for _, text in scripts), end="")
-    elif arguments.test_only:
+        return
+    require_sbatch()
+    if arguments.test_only:
         test(scripts)
     else:
         send(scripts, configs, request, arguments)

@@ -4,7 +4,9 @@ There is one script, examples/slurm/train.sbatch; what is submitted is that scri
 exported variables, so that what --print shows can be read, kept and submitted by hand.
 """
 
+import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ SCRIPTS = Path("examples/slurm")
 SCRIPT_NAME = "train.sbatch"
 SCRIPT_FILE = "{name}.sbatch"
 """In the run's folder: what was submitted, and is again where requeueing is disabled."""
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+"""What sbatch takes for --time: minutes, minutes:seconds, hours:minutes:seconds, and days- before hours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,12 @@ class Request:
         for name in ("container", "mounts"):
             if any(letter.isspace() for letter in getattr(self, name)):
                 raise ValueError(f"--{name}: {getattr(self, name)!r} has a space in it; choose a path without")
+        if self.time and not TIME.fullmatch(self.time):
+            raise ValueError(
+                f"--time: {self.time!r} is no limit that SLURM knows; write it like 24:00:00 or 2-12:00:00"
+            )
+        if self.site and not Path(self.site).is_file():
+            raise ValueError(f"--site: {self.site}: no such file; copy examples/slurm/site.env and edit it")
         if self.container and "/" not in self.container:
             raise ValueError(
                 f"--container: {self.container} must be a path with a /, to an image imported beforehand; "
@@ -81,7 +91,8 @@ def require_fitting(config: RunConfig, request: Request, name: str) -> None:
         config.validate_world(request.world_size)
     except ValueError as error:
         ranks = request.ranks_per_node or request.gpus_per_node
-        raise ValueError(f"{name} on {request.nodes} nodes x {ranks} = {request.world_size} ranks: {error}") from None
+        nodes = "1 node" if request.nodes == 1 else f"{request.nodes} nodes"
+        raise ValueError(f"{name} on {nodes} x {ranks} = {request.world_size} ranks: {error}") from None
 
 
 def header(request: Request) -> dict[str, str]:
@@ -148,6 +159,19 @@ def render(template: str, request: Request, exports: dict[str, str], training: S
 
 def _directive(name: str, value: str) -> str:
     return f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}"
+
+
+def require_sbatch() -> None:
+    """Refuse a machine without SLURM.
+
+    Raises:
+        ValueError: sbatch is not on the PATH.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "sbatch: SLURM's command was not found on this machine; submit from a login node of the cluster, or see "
+            "the script with --print"
+        )
 
 
 def submit(script: Path, *options: str, arguments: Sequence[str] = ()) -> str:

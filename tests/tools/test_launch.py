@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from megachameleon.launching.submission import Request
+
 REPOSITORY = Path(__file__).parents[2]
 SBATCH = """#!/bin/bash
 n=$(($(cat "$LOG.count" 2>/dev/null || echo 100) + 1)); echo $n >"$LOG.count"
@@ -27,7 +29,8 @@ def launch(tmp_path):
     log = tmp_path / "log"
 
     def run(*words, **variables):
-        environment = {**os.environ, **variables, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LOG": str(log)}
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "LOG": str(log), **variables}
         done = subprocess.run(
             [sys.executable, "tools/launch.py", "debug", f"output_dir={tmp_path / 'run'}", *map(str, words)],
             cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
@@ -77,6 +80,27 @@ def test_a_layout_that_does_not_fit_is_not_submitted(launch):
     assert status == 2 and "--mounts: '/a:/a, /b:/b' has a space" in text
     status, text, _ = launch("--gpus-per-node", 0)
     assert status == 2 and "--ranks-per-node" in text
+    status, text, _ = launch("--gpus-per-node", 3)
+    assert status == 2 and text.startswith("error: debug on 1 node x 3 = 3 ranks: ")
+
+
+def test_without_slurm_nothing_is_left_behind(launch, tmp_path):
+    for words in ([], ["--test-only"]):
+        status, text, _ = launch("--gpus-per-node", 2, *words, PATH=str(tmp_path))
+        assert status == 2 and text.count("\n") == 1 and not (tmp_path / "run").exists()
+        assert text.startswith("error: sbatch: SLURM's command was not found on this machine; submit from a login node")
+    assert launch("--gpus-per-node", 2, "--print", PATH=str(tmp_path))[0] == 0
+
+
+def test_times_are_slurms_and_a_site_is_a_file():
+    for time in ("90", "90:30", "24:00:00", "2-12", "2-12:30", "2-12:30:00", "unlimited", ""):
+        Request(time=time).validate()
+    for time in ("bla", "24h", "1:2:3:4", "-5", "1-"):
+        with pytest.raises(ValueError, match=f"^--time: '{time}' is no limit that SLURM knows"):
+            Request(time=time).validate()
+    Request(site=__file__).validate()
+    with pytest.raises(ValueError, match=r"^--site: nowhere\.env: no such file"):
+        Request(site="nowhere.env").validate()
 
 
 def test_nodes_without_gpus_are_not_asked_for_gpus(launch):
