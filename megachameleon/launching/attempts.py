@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from megachameleon.files import write_text
-from megachameleon.launching.failures import FINISHED, STOPPED
+from megachameleon.launching.failures import BAD_INPUT, FINISHED, STOPPED
 from megachameleon.training.stopping import FILE_FOUND, describe_stop
 
 ATTEMPTS_FILE = "attempts.jsonl"
@@ -14,7 +14,6 @@ RUNNING = "is running"
 """What stands in the file while an attempt runs."""
 CUT_OFF = "was cut off with its job: a dead node, or SLURM ended it before it could save"
 """What the next attempt writes in its place when nobody lived to say more."""
-BAD_INPUT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 FINISHED = 0
+FAILED = 1
+BAD_INPUT = 2
 STOPPED = 75
 """The trainer's exit status for: stopped on request, everything saved, the same command goes on."""
 
@@ -26,22 +28,26 @@ PEER_LOST = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """One rank's end, as its node's launcher saw it."""
+    """One rank's end, as its node's launcher saw it, or the launcher's own."""
 
-    rank: int
+    rank: int | None
+    """None: the launcher itself, which has started no rank."""
     host: str
     status: int
     """Exit status; 128 + n where signal n killed it."""
     line: str
     """The error in the rank's own words, or how it was killed."""
     log: str
+    """Empty: there is none."""
     time: float
     """Seconds since the epoch, by the host's clock."""
     after_stop: bool = False
     """Whether the ranks of the node had been asked to stop before: then another node's failure is likely the cause."""
 
     def __str__(self) -> str:
-        return f"rank {self.rank} on {self.host}, exit status {self.status}: {self.line} (log: {self.log})"
+        who = "the launcher" if self.rank is None else f"rank {self.rank}"
+        log = f" (log: {self.log})" if self.log else ""
+        return f"{who} on {self.host}, exit status {self.status}: {self.line}{log}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""

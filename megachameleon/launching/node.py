@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megachameleon.launching.failures import (
+    BAD_INPUT,
+    FAILED,
     FINISHED,
     STOPPED,
     Failure,
@@ -228,7 +230,7 @@ def require_free_port(place: Place) -> None:
     """Refuse a port at which another job of this node may be meeting: its ranks would be joined, silently.
 
     Raises:
-        ValueError: something listens there.
+        RuntimeError: something listens there; the input is not at fault, and another life of the job gets another port.
     """
     if place.node != 0:
         return
@@ -237,9 +239,9 @@ def require_free_port(place: Place) -> None:
         try:
             probe.bind(("", place.master_port))
         except OSError as error:
-            raise ValueError(
+            raise RuntimeError(
                 f"MASTER_PORT: {place.master_port} of {socket.gethostname()} cannot be used ({error.strerror}); "
-                "submit again, which gives another"
+                "the job's next life, or a new job, takes another"
             ) from None
 
 
@@ -248,8 +250,30 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} launcher on {socket.gethostname()}: {text}", file=sys.stderr, flush=True)
 
 
+def launch_or_tell(arguments: argparse.Namespace) -> int:
+    """Run the ranks of this node and return the exit status.
+
+    What keeps the launcher from it stands in its record, too: the job's keeper sees nothing else of it.
+    """
+    try:
+        return launch(arguments)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = BAD_INPUT if isinstance(error, ValueError) else FAILED
+        host = socket.gethostname()
+        failure = Failure(rank=None, host=host, status=status, line=str(error), log="", time=time.time())
+        node = int(os.environ.get("SLURM_NODEID", "0"))
+        NodeRecord(node=node, host=host, statuses={}, failures=[failure]).write(arguments.logs)
+        return status
+
+
 def launch(arguments: argparse.Namespace) -> int:
-    """Run the ranks of this node and return the exit status."""
+    """Run the ranks of this node and return the exit status.
+
+    Raises:
+        ValueError: the command line or the step cannot be.
+        RuntimeError: the ranks cannot meet here just now.
+    """
     place = Place.of(os.environ, arguments.master)
     require_free_port(place)
     command = list(arguments.command)
@@ -314,8 +338,4 @@ exit status: 0 finished, 75 stopped on request and saved, 70 hung, else the firs
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(launch(parse()))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(launch_or_tell(parse()))

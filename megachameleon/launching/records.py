@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megachameleon.files import read_json, write_json
-from megachameleon.launching.failures import FINISHED, STOPPED, Failure, first_failure
-
-FAILED = 1
+from megachameleon.launching.failures import FAILED, FINISHED, STOPPED, Failure, first_failure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megachameleon.launching.failures import Failure, failure_line, first_failure
-from megachameleon.launching.node import Heartbeat, Place
+from megachameleon.launching.node import Heartbeat, Place, launch_or_tell, parse
 from megachameleon.launching.records import outcome, read_record
 
 REPOSITORY = Path(__file__).parents[2]
@@ -225,3 +226,18 @@ def test_a_node_without_a_record_is_named(tmp_path):
     (tmp_path / "node-0000.json").write_text("{}")
     with pytest.raises(ValueError, match="not a record of a node"):
         outcome(tmp_path, ["a"])
+
+
+def test_what_keeps_the_launcher_from_starting_is_told_by_its_record(tmp_path, monkeypatch):
+    for name, value in {"STEP_ID": 0, "STEP_NUM_NODES": 1, "NTASKS": 1, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    words = ["--ranks-per-node", "1", "--logs", str(tmp_path), "--master"]
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert launch_or_tell(parse([*words, f"here:{port}", "true"])) == 1  # another life gets another port
+    end = outcome(tmp_path, ["here"])
+    assert end.status == 1 and end.line.startswith("failed first by the launcher on ") and "(log" not in end.line
+    assert f"exit status 1: MASTER_PORT: {port} of " in end.line
+    assert launch_or_tell(parse([*words, "nowhere", "true"])) == 2
+    end = outcome(tmp_path, ["here"])
+    assert end.status == 2 and "exit status 2: --master: nowhere; inside a SLURM step" in end.line
