@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megachameleon.files import write_text
-from megachameleon.launching.judging import Limits, judge, table
+from megachameleon.launching.judging import Limits, judge, require_usable_folders, table
 from megachameleon.launching.node_check import read_check
 from megachameleon.launching.slurm import Job, step_words, this_job
 
@@ -22,6 +22,9 @@ def inspect(job: Job, arguments: argparse.Namespace) -> dict[str, list[str]]:
 
     Args:
         arguments: of `build_parser`.
+
+    Raises:
+        ValueError: no node can use one of the folders.
     """
     results = arguments.results
     results.mkdir(parents=True, exist_ok=True)
@@ -34,6 +37,7 @@ def inspect(job: Job, arguments: argparse.Namespace) -> dict[str, list[str]]:
     ]  # fmt: skip
     subprocess.run(command, check=False)  # what failed is in the findings, or in their absence
     checks = [read_check(path) for path in sorted(results.glob("*.json")) if path.stem in job.hosts]
+    require_usable_folders(checks, arguments.folders)
     has_gpus = any(check.gpus for check in checks)
     gpus = arguments.gpus if arguments.gpus is not None else arguments.ranks_per_node * has_gpus
     limits = Limits(gpus=gpus, **{name: getattr(arguments, name) for name in LIMITS})
@@ -70,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 examples (in a batch script):
   python -m megachameleon.launching.inspection --ranks-per-node 8 --results logs/preflight-1 --folders runs /data
 
-exit status: 0 all good, 3 some are bad""",
+exit status: 0 all good, 3 some are bad, 2 bad input, such as a folder that no node can use""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

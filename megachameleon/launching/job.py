@@ -26,9 +26,9 @@ from megachameleon.launching.attempts import (
     read_attempts,
     write_attempts,
 )
-from megachameleon.launching.failures import FINISHED, STOPPED
+from megachameleon.launching.failures import BAD_INPUT, FAILED, FINISHED, STOPPED
 from megachameleon.launching.inspection import build_parser, exclude, inspect, read_excluded
-from megachameleon.launching.records import FAILED, Outcome, outcome
+from megachameleon.launching.records import Outcome, outcome
 from megachameleon.launching.slurm import Job, ended_early, master_port, requeue, step_words, submit_follow_up, this_job
 
 DONE_FILE = "DONE"
@@ -147,7 +147,10 @@ def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Nam
     )  # fmt: skip
     write_attempts(run, [*earlier, now])
     if arguments.preflight:
-        bad = inspect(job, inspection_of(run, logs / "preflight", arguments))
+        try:
+            bad = inspect(job, inspection_of(run, logs / "preflight", arguments))
+        except ValueError as error:  # told as any end of an attempt, not left as one that is running
+            return replace(now, status=BAD_INPUT, line=str(error))
         if bad:
             exclude(arguments.exclude_file, bad)
             return replace(now, line=f"{BAD_NODES} {', '.join(bad)}")

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megachameleon.launching.node_check import NodeCheck
 from megachameleon.launching.nvidia_smi import Gpu
@@ -20,7 +21,8 @@ class Limits:
     """GPU memory that may be taken while nobody works: more is a process left behind."""
     clock_seconds: float = 1.0
     of_median: float = 0.7
-    """Smallest part of the median of all nodes, for bandwidths, memory and clocks."""
+    """Smallest part of the median of all nodes, for bandwidths and host memory; for the fastest clock of a GPU, of the
+    highest in its node."""
 
 
 MEASURES: dict[str, tuple[str, Callable[[NodeCheck], float | None]]] = {
@@ -31,6 +33,20 @@ MEASURES: dict[str, tuple[str, Callable[[NodeCheck], float | None]]] = {
     "storage read": ("GB/s", lambda check: check.read_gb_per_second),
 }
 """What is compared with the median, and its unit."""
+
+
+def require_usable_folders(checks: Sequence[NodeCheck], folders: Sequence[Path]) -> None:
+    """Refuse folders that no node can use: their names are wrong, not the nodes.
+
+    Raises:
+        ValueError: several nodes have looked, and all say the same of a folder; names it.
+    """
+    shared = set.intersection(*(set(check.problems) for check in checks)) if len(checks) > 1 else set()
+    wrong = sorted(fault for fault in shared if any(fault.startswith(f"{folder}: ") for folder in folders))
+    if wrong:
+        raise ValueError(
+            f"--folders: {'; '.join(wrong)}, on all of {len(checks)} nodes; name folders that they can write to"
+        )
 
 
 def judge(checks: Sequence[NodeCheck], hosts: Sequence[str], limits: Limits) -> dict[str, list[str]]:

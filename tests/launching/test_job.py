@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megachameleon.launching.attempts import RUNNING, Attempt, read_attempts, write_attempts
+from megachameleon.launching.node_check import NodeCheck
 
 REPOSITORY = Path(__file__).parents[2]
 STUBS = {
@@ -49,12 +50,12 @@ def keep(tmp_path):
     (tmp_path / "run.yaml").write_text("model: {}\n")
     calls = tmp_path / "calls"
 
-    def run(program, *options):
+    def run(program, *options, nodes="here"):
         (tmp_path / "tools/train.py").write_text(TRAINER + program)
         calls.write_text("")
         variables = {
             "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CALLS": calls, "PYTHONPATH": REPOSITORY,
-            "SLURM_JOB_ID": 77, "SLURM_JOB_NODELIST": "here", "SLURM_JOB_NAME": "run", "SLURM_JOB_NUM_NODES": 1,
+            "SLURM_JOB_ID": 77, "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_NAME": "run", "SLURM_JOB_NUM_NODES": 1,
         }  # fmt: skip
         done = subprocess.run(
             [
@@ -125,6 +126,18 @@ def test_a_job_that_saved_only_after_its_limit_comes_back(keep):
 def test_a_run_stopped_by_its_file_rests(keep):
     status, text, calls = keep("save(9); print(\"stopped: the file 'stop' (maintenance)\"); sys.exit(75)")
     assert status == 75 and calls == [] and "submit it again to go on" in text
+
+
+def test_a_folder_that_no_node_can_use_is_not_the_nodes_fault(keep, tmp_path):
+    results, bad = keep.folder / "logs/77.0/preflight", tmp_path / "bad.txt"
+    results.mkdir(parents=True)
+    for host in ("a", "b"):
+        NodeCheck(host=host, problems=[f"{keep.folder}: permission denied"]).write(results)
+    options = ["--preflight", "--python", "true", "--exclude-file", str(bad)]
+    status, text, calls = keep("save(9)", *options, nodes="a b")
+    assert status == 2 and len(calls) == 1 and calls[0].startswith("notify ")
+    assert f"--folders: {keep.folder}: permission denied, on all of 2 nodes" in text and not bad.exists()
+    assert read_attempts(keep.folder)[-1].status == 2
 
 
 def test_the_keeper_needs_no_package():

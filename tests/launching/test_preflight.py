@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megachameleon.launching.inspection import exclude, read_excluded
-from megachameleon.launching.judging import Limits, judge, table
+from megachameleon.launching.judging import Limits, judge, require_usable_folders, table
 from megachameleon.launching.node_check import NodeCheck, available_memory_gib, look_at_itself, read_check
 from megachameleon.launching.nvidia_smi import Gpu, parse_flags, parse_gpus, query_gpus
 from megachameleon.launching.preflight import ring_rounds
@@ -136,6 +136,37 @@ def test_a_machine_looks_at_itself(tmp_path):
     check.write(tmp_path)
     assert asdict(read_check(tmp_path / "here.json")) == asdict(check)
     assert available_memory_gib(tmp_path / "nothing") is None
+
+
+def test_a_folder_that_no_node_can_use_is_an_input_error(tmp_path):
+    data = Path("/data")
+    wrong = {"problems": ["no route", "/data: no such file or directory", "/data2: full"]}
+    require_usable_folders([], [data])
+    require_usable_folders([NodeCheck(host="alone", **wrong)], [data])
+    require_usable_folders([NodeCheck(host="a", **wrong), NodeCheck(host="b", problems=["no route"])], [data])
+    with pytest.raises(ValueError, match=r"^--folders: /data: no such file or directory, on all of 2 nodes; "):
+        require_usable_folders([NodeCheck(host="a", **wrong), NodeCheck(host="b", **wrong)], [data])
+
+
+@pytest.mark.parametrize(("others", "status"), [(["/data: gone"], 2), ([], 3)])
+def test_only_bad_nodes_are_written_down(tmp_path, others, status):
+    """The findings lie there already; what would make them, srun, is a stub."""
+    for name, text in (("srun", "exit 0"), ("scontrol", "echo a b")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    NodeCheck(host="a", problems=["/data: gone"]).write(tmp_path / "results")
+    NodeCheck(host="b", problems=others).write(tmp_path / "results")
+    job = {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "a,b", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "megachameleon.launching.inspection", "--ranks-per-node", "1",
+            "--results", "results", "--folders", "/data",
+        ],
+        cwd=tmp_path, env={**job, "PYTHONPATH": str(REPOSITORY)}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert read_excluded(str(tmp_path / "bad_nodes.txt")) == (() if status == 2 else ("a",))
+    assert done.stderr.startswith("error: --folders: /data: gone, on all of 2 nodes; ") == (status == 2)
 
 
 def test_excluded_nodes_are_kept_once_with_their_reasons(tmp_path):
