@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -37,14 +38,13 @@ def _plan(arguments: argparse.Namespace) -> None:
     from megachameleon.planning.report import print_estimate, print_search
     from megachameleon.planning.search import search
 
+    _require_sensible(arguments)
     config = load_config(arguments.config, arguments.overrides)
     cluster = find_cluster(arguments.cluster)
     if arguments.price is not None:
         cluster = replace(cluster, price_per_gpu_hour=arguments.price)
     tokens = parse_tokens(arguments.tokens) if arguments.tokens else None
-    world = arguments.gpus or config.parallel.model_parallel
-    if world < 1:
-        raise ValueError(f"--gpus: {world} must be at least 1")
+    world = config.parallel.model_parallel if arguments.gpus is None else arguments.gpus
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=140)
     title = f"{arguments.config} on {world:,} x {cluster.name}"
@@ -67,6 +67,15 @@ def _plan(arguments: argparse.Namespace) -> None:
         write_picture(Path(arguments.html), title, shown)
     if not arguments.search and not one.fits:
         raise ValueError(one.why_not())
+
+
+def _require_sensible(arguments: argparse.Namespace) -> None:
+    for name in ("gpus", "top"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name}: {number} must be at least 1")
+    if arguments.price is not None and not 0 <= arguments.price < math.inf:
+        raise ValueError(f"--price: {arguments.price} must be a number, 0 or more")
 
 
 def _print_validation(arguments: argparse.Namespace) -> None:

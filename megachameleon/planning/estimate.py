@@ -22,6 +22,8 @@ REMEDIES = {
     "head": "set kernels.loss=torch, lower training.micro_batch_size or raise parallel.tensor_parallel",
     "buffers": "lower training.micro_batch_size or raise parallel.tensor_parallel",
 }
+OPTIMIZER_IS_SPLIT = "it is split over all GPUs already, so take more of them"
+"""The remedy for the optimizer where no replica holds what another has: then its size depends on their number alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +80,12 @@ class Estimate:
     def why_not(self) -> str:
         """One line for a layout that does not fit: by how much, the largest part, and what makes it smaller."""
         part = max(self.memory_gib, key=lambda name: self.memory_gib[name])
+        is_split = part == "optimizer" and self.layout.optimizer_shards == self.layout.replicas
+        remedy = OPTIMIZER_IS_SPLIT if is_split else REMEDIES[part]
         return (
             f"does not fit: {self.layout.describe()} needs {self.total_gib:.1f} GiB of {self.usable_gib:.1f} usable on "
             f"{self.cluster.name}, {self.total_gib - self.usable_gib:.1f} too much; the largest part is {part}, "
-            f"{self.memory_gib[part]:.1f} GiB: {REMEDIES[part]}"
+            f"{self.memory_gib[part]:.1f} GiB: {remedy}"
         )
 
     def gpu_hours(self, tokens: float) -> float:

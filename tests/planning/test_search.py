@@ -63,6 +63,13 @@ def test_a_misfit_says_by_how_much_and_what_to_cut():
     assert "activations" in estimate_run(replace(big, training=long), 192, H100).why_not()
 
 
+def test_an_optimizer_that_is_split_already_needs_more_gpus():
+    one = estimate_run(load_config("chameleon_34b"), 8, H100)
+    assert "the largest part is optimizer" in one.why_not() and one.why_not().endswith("so take more of them")
+    whole = ["parallel.distributed_optimizer=false", "parallel.overlap_param_gather=false"]
+    assert "distributed_optimizer=true" in estimate_run(load_config("chameleon_34b", whole), 64, H100).why_not()
+
+
 def test_throughput_days_and_cost_follow_from_the_step(config):
     one = estimate_run(config, 64, replace(H100, price_per_gpu_hour=2.0))
     tokens = 1e12

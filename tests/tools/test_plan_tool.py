@@ -42,6 +42,9 @@ def test_a_search_as_json_is_sorted():
         (["chameleon_34b", "--gpus", "100"], "does not divide the 100 processes"),
         (["chameleon_34b", "--gpus", "4", "--search"], "error: no layout of"),
         (["chameleon_7b", "--gpus", "8", "--tokens", "many"], "error: --tokens many: expected a number such as 9.2T"),
+        (["chameleon_7b", "--gpus", "0"], "error: --gpus: 0 must be at least 1"),
+        (["chameleon_7b", "--search", "--top", "0"], "error: --top: 0 must be at least 1"),
+        (["chameleon_7b", "--price", "-2.5"], "error: --price: -2.5 must be a number, 0 or more"),
         ([], "error: config: give a preset or a YAML file"),
     ],
 )
