@@ -116,14 +116,25 @@ def require_free_space(directory: Path, num_bytes: int, purpose: str) -> None:
 
 
 @contextmanager
-def no_room_named(prefix: Path) -> Iterator[None]:
-    """Turn the system's errors of full disks into one that says what to do."""
+def no_room_named(
+    path: Path, *, who: str = "", remedy: str = "finished units stay: free some room and run again"
+) -> Iterator[None]:
+    """Turn the system's errors of full disks into one that says what to do.
+
+    Args:
+        path: what is written, or how the names of files begin.
+        who: writes it, where there are several, such as `rank 3`.
+        remedy: what is lost, and what to do.
+
+    Raises:
+        NoRoomError: in place of such errors.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
+        cannot = f"{who} cannot write" if who else "cannot write"
         raise NoRoomError(
-            f"{prefix.parent}: cannot write {prefix.name}, {NO_ROOM[error.errno]} ({error.strerror}); "
-            "finished units stay: free some room and run again"
+            f"{path.parent}: {cannot} {path.name}, {NO_ROOM[error.errno]} ({error.strerror}); {remedy}"
         ) from None

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ class MetricsFile(Callback):
         if not trainer.context.is_main or not self.path.exists():
             return
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= trainer.step]
-        write_text(self.path, "".join(line + "\n" for line in kept))
+        with self._no_room_named():
+            write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_step(self, trainer: "Trainer", event: StepEvent) -> None:
         """Write a line of kind `train`."""
@@ -63,8 +65,12 @@ class MetricsFile(Callback):
     def _append(self, trainer: "Trainer", values: dict[str, Any]) -> None:
         if trainer.context.is_main:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-            with no_room_named(self.path), self.path.open("a", encoding="utf-8") as file:
+            with self._no_room_named(), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")
+
+    def _no_room_named(self) -> AbstractContextManager[None]:
+        remedy = "the last checkpoint is whole: free some room, then run the same command again"
+        return no_room_named(self.path, who="rank 0", remedy=remedy)
 
 
 def _step_of(line: str) -> float:

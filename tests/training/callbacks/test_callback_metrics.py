@@ -76,3 +76,17 @@ def test_a_full_disk_is_named(tmp_path):
     callback = MetricsFile(Throughput(), tmp_path)
     with pytest.raises(ValueError, match=r"cannot write metrics\.jsonl, the disk is full"):
         callback._append(SimpleNamespace(context=SimpleNamespace(is_main=True)), {"kind": "train", "step": 9})
+
+
+def test_a_full_disk_is_told_in_a_trainers_words(tmp_path):
+    from types import SimpleNamespace
+
+    from megachameleon.training.callbacks.metrics_file import MetricsFile
+    from megachameleon.training.callbacks.throughput import Throughput
+
+    callback = MetricsFile(Throughput(), tmp_path)
+    callback.path.symlink_to("/dev/full")
+    with pytest.raises(
+        ValueError, match=r"rank 0 cannot write metrics\.jsonl, the disk is full .*last checkpoint is whole"
+    ):
+        callback._append(SimpleNamespace(context=SimpleNamespace(is_main=True)), {"kind": "train", "step": 9})
