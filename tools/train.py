@@ -18,6 +18,9 @@ def main(arguments: argparse.Namespace) -> int:
     """Resolve the configuration and do what was asked; returns the exit status."""
     from megachameleon.config import load_config, to_yaml
 
+    if not arguments.dry_run and (arguments.world_size is not None or arguments.rank is not None):
+        option = "--rank" if arguments.world_size is None else "--world-size"
+        raise ValueError(f"{option}: is for --dry-run; to train on several processes, start them with torchrun")
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(to_yaml(config), end="")

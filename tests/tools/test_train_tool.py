@@ -44,6 +44,8 @@ def test_dry_run_counts_34b_without_its_gpus():
         (["debug", "optimizer.lrr=1"], "error: optimizer.lrr: unknown key; did you mean 'lr'?"),
         (["debug"], "error: data.tokenizer: missing"),
         (["debug", "--dry-run", "--world-size", "0"], "error: --world-size: 0 must be at least 1"),
+        (["debug", "--world-size", "2"], "error: --world-size: is for --dry-run; to train on several processes"),
+        (["debug", "--rank", "0"], "error: --rank: is for --dry-run"),
         (["nothing.yaml"], "error: nothing.yaml: neither a file nor a preset"),
         (["debug", "data.tokenizer=nowhere", "data.train.a=[x]", "data.stages=[{weights: {a: 1}}]"], "nowhere"),
     ],
