@@ -201,7 +201,8 @@ class Checkpointer:
         size = self.config.model.num_parameters * (12 if fp32 else 14)  # weight, its fp32 master in bf16, two moments
         kept = self.config.checkpoint.keep_last + 1  # one more while the newest is written
         missing = max(kept - len(complete_checkpoints(self.folder)), 1)
-        require_free_space(self.folder, size * missing, f"{missing} more checkpoints ({kept} at a time)")
+        more = "1 more checkpoint" if missing == 1 else f"{missing} more checkpoints"
+        require_free_space(self.folder, size * missing, f"writing {more} ({kept} at a time)")
         needed, free = size * ranks_on_host // self.context.world_size, available_memory()
         if self.config.checkpoint.asynchronous and free is not None and needed > free:
             raise ValueError(

@@ -221,5 +221,5 @@ def test_room_is_asked_for_beforehand(trainer, monkeypatch):
     with pytest.raises(ValueError, match="copies of 8 ranks"):
         trainer.checkpointer.require_room(8)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 1000}))
-    with pytest.raises(ValueError, match=r"3 more checkpoints \(3 at a time\)"):
+    with pytest.raises(ValueError, match=r"writing 3 more checkpoints \(3 at a time\) needs"):
         trainer.checkpointer.require_room()
