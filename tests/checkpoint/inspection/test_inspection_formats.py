@@ -152,3 +152,13 @@ def test_what_ours_tells_of_its_state(formats, inspected_case):
     (weights,) = [file for file in report.files if file.num_tensors]
     assert weights.holds.startswith(f"layers 0-{inspected_case.model.num_layers - 1}, embedding, final norm, head, ")
     assert report.tokenizers == {"text": "t", "image": "i"}
+
+
+def test_a_llama_of_another_kind_is_shown_as_plain_tensors(tmp_path):
+    save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(4, 3)}, tmp_path / "model.safetensors")
+    settings = {"model_type": "llama", "vocab_size": 8, "num_hidden_layers": 1, "hidden_size": 4}
+    settings |= {"num_attention_heads": 1, "intermediate_size": 3, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    report = inspect(tmp_path)
+    assert report.plain is None and report.problems == []
+    assert "tie_word_embeddings=True" in report.notes[0] and report.weights["by_part"] == {"feed-forward": 12}
