@@ -25,6 +25,8 @@ class StoredFiles:
         Raises:
             ValueError: no readable files.
         """
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder}: has no config.json; give the folder of a Hugging Face model")
         self.folder = folder
         if (folder / INDEX_FILE).is_file():
             self._files: dict[str, str] = read_json(folder / INDEX_FILE)["weight_map"]

@@ -94,6 +94,7 @@ def by_layer(damage):
             damage(layer, model)
             state |= {prefix + name: w for name, w in layer.items()}
 
+    apply.__name__ = damage.__name__
     return apply
 
 
@@ -161,7 +162,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: getattr(damage, "__name__", "by layer"))
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_conversion_fails(formats, damage, tmp_path):
     if damage is norms_averaged and formats.model.qk_norm_groups == 1:
         pytest.skip("one group: nothing to average")
@@ -231,6 +232,8 @@ def test_a_folder_that_lacks_a_tensor_is_refused(formats, tmp_path):
     def lose(state, settings, model):
         del state["model.layers.1.mlp.up_proj.weight"]
 
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        logits_of("hf", tmp_path, some_tokens(128), torch.float32)
     damaged = rewritten(formats.paths["hf"], tmp_path / "damaged", lose, formats.model)
     with pytest.raises(ValueError, match=r"has no tensor model\.layers\.1\.mlp\.up_proj\.weight; it is not the model"):
         formats.compare("meta", "hf", path=damaged)
