@@ -24,8 +24,8 @@ from megachameleon.tokens.vocabulary import Vocabulary
 TOLERANCE = 1e-4
 """Of the largest logit.
 
-Equal weights differ by 1e-6 to 2e-6, because sums have another order, at 2 as at 48 layers of drawn weights; trained ones
-have larger outliers, hence the room. Known mistakes differ by 0.2 and more, bf16 on one side only by more than this.
+Equal weights differ by 1e-6 to 2e-6, because sums have another order, at 2 as at 48 layers of drawn weights; trained
+ones have larger outliers, hence the room. Known mistakes differ by 0.2 and more, bf16 on one side by more than this.
 """
 
 
