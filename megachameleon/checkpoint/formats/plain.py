@@ -20,10 +20,20 @@ from megachameleon.config import ModelConfig, RunConfig
 Digests = Mapping[str, str]
 """Hashes of a file by algorithm, such as `sha256`: whatever the format's small files tell, at least that."""
 QK_NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
+MOST_LAYERS = 1_000
+"""More are taken for damage."""
 
 
 def plain_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Every tensor of a decoder by its plain name, such as `layers.3.q_norm.weight`, in the order of computation."""
+    """Every tensor of a decoder by its plain name, such as `layers.3.q_norm.weight`, in the order of computation.
+
+    Raises:
+        ValueError: more layers than any model has, of which even the names would fill the memory.
+    """
+    if model.num_layers > MOST_LAYERS:
+        raise ValueError(
+            f"num_layers: {model.num_layers:,} layers are no model's; its configuration is damaged, copy it again"
+        )
     hidden, width, inner = model.hidden_size, model.head_dim, model.ffn_hidden_size
     queries, keys = model.num_attention_heads * width, model.num_query_groups * width
     norms = {"layernorm": QK_NORMS, "rmsnorm": ("q_norm.weight", "k_norm.weight"), "none": ()}[model.qk_norm]

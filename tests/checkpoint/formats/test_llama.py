@@ -226,6 +226,7 @@ def broken(case, tmp_path):
         ("num_hidden_layers", 3, "9 missing: model.layers.2.input_layernorm.weight"),
         ("num_hidden_layers", 1, "9 unknown: model.layers.1.input_layernorm.weight"),
         ("rms_norm_eps", "x", "rms_norm_eps is 'x'"),
+        ("intermediate_size", 97, "instead of"),
     ],
 )
 def test_other_models_are_refused(case, broken, field, value, message):
@@ -234,6 +235,13 @@ def test_other_models_are_refused(case, broken, field, value, message):
     with pytest.raises(ValueError, match=message) as error:
         open_source("hf", broken, Options(tokenizer=case.tokenizer_folder))
     assert "broken" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_number_of_layers_that_would_fill_the_memory_is_refused(case, broken):
+    settings = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 10**9}))
+    with pytest.raises(ValueError, match="1,000,000,000 layers are no model's"):
+        open_source("hf", broken, Options(tokenizer=case.tokenizer_folder))
 
 
 def test_without_a_tokenizer_the_way_to_one_is_told(case, broken):
