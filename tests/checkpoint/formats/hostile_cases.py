@@ -230,7 +230,7 @@ HF = {
     ),
     "heads of a group that differ": (edited(drifted), ["differ", "0.5", "--average-qk-norm"]),
     "a vocabulary of another size": (
-        lambda f: with_vocabulary(f, size=192), ["vocab_size=128", "192"]
+        lambda f: with_vocabulary(f, size=192), ["128 rows", "192"]
     ),
     "a picture's code with another id": (
         lambda f: edit_json(f / "config.json", lambda v: v["vocabulary_map"].update({"IMGIMGAZ": 5})),
