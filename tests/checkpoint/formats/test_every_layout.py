@@ -6,6 +6,7 @@ import pytest
 import torch
 from converting import VOCABULARY, convert_checkpoint, save_again, tensors_of
 from meta_writer import read_shards, write_meta
+from safetensors.torch import load_file
 from three_formats import SHAPES, Case, assert_holds, write
 
 from megachameleon.checkpoint.folder import resolve_checkpoint
@@ -52,13 +53,27 @@ def assert_same_files(kind, one, other):
             assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
 
 
+def assert_files_of_ranks(folder, model, tensor, pipeline):
+    """Each holds the layers of its stage, and of each matrix its rank's part; the format itself would allow any."""
+    files = sorted(folder.glob("*/*.safetensors"))
+    assert len(files) == tensor * pipeline
+    for number, file in enumerate(files):
+        stage, found = number // tensor, load_file(file)
+        layers = {int(name.split("@")[1].split(",")[0]) for name in found if name.startswith("decoder.layers.")}
+        assert layers == {n for n in range(model.num_layers) if n * pipeline // model.num_layers == stage}
+        assert any(name.startswith("embedding.") for name in found) == (stage == 0)
+        assert any(name.startswith("output_layer.") for name in found) == (stage == pipeline - 1)
+        shapes = {tuple(t.shape) for name, t in found.items() if "linear_proj" in name}
+        assert shapes == {(1, model.hidden_size, model.hidden_size // tensor)}
+
+
 @pytest.mark.parametrize("kind", ["meta", "hf"])
 @pytest.mark.parametrize(("shape", "dtype", "tensor", "pipeline"), ALL)
 def test_there_and_back(written, kind, shape, dtype, tensor, pipeline, tmp_path):
     case, folder = written(shape, dtype, kind)
     layout = {"tensor_parallel": tensor, "pipeline_parallel": pipeline}
     ours = convert_checkpoint((kind, "megatron"), folder, tmp_path / "ours", **layout)
-    assert len(list(ours.glob("*/*.safetensors"))) == tensor * pipeline
+    assert_files_of_ranks(ours, case.model, tensor, pipeline)
     if tensor * pipeline == 8:
         assert_holds("megatron", ours, case)
     assert_same_files(kind, convert_checkpoint(("megatron", kind), ours, tmp_path / "back"), folder)
