@@ -34,6 +34,9 @@ EXAMPLES = """\
     --tokenizer tokenizers/text --image-tokenizer tokenizers/image
   # a model of transformers in Meta's format, in 8 files instead of the 4 of its groups of QK-norm
   python tools/convert_checkpoint.py --from hf --to meta downloads/chameleon-30b exported/30b --shards 8
+  # Llama's text model as the start of a mixed-modal one, with its tokenizer (tools/import_tokenizer.py text)
+  python tools/convert_checkpoint.py --from hf --to megatron llama-2-7b checkpoints/start --dtype bf16 \\
+    --tokenizer tokenizers/llama --verify
   # the weights of a run alone, in bf16
   python tools/convert_checkpoint.py --from megatron --to megatron runs/mine checkpoints/mine --dtype bf16
 

@@ -228,3 +228,14 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         file.truncate(2**28 + 1)
     with pytest.raises(ValueError, match="no tokenizer"):
         import_any_text_tokenizer(path, tmp_path / "ours", **PICTURES)
+
+
+def test_a_unigram_model_is_exact_too(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(train_like_llama(model_type="unigram", hard_vocab_limit=False))
+    tokenizer = import_any_text_tokenizer(path, tmp_path / "ours", **PICTURES)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for text in [*SOME, *TEXTS]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    shift = tokenizer.vocabulary.text_start - 3
+    assert [i - shift for i in tokenizer.encode(" def match(self)")] == processor.encode("def match(self)")
