@@ -16,6 +16,7 @@ HEIGHTS = "▁▂▃▄▅▆▇█"
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 MOST_COLUMNS = 7
 NUMBER_WIDTH = 8
+LONGEST_HEADING = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,7 @@ def _by_kind(norms: Norms, layers: Sequence[int], width: int) -> object:
 def _by_layer(norms: Norms, layers: Sequence[int], width: int) -> object:
     kinds = [kind for kind in MATRICES if kind in norms.by_kind]
     kinds = kinds or sorted(norms.by_kind, key=lambda kind: -max(norms.by_kind[kind].values()))
-    fitting = max((width - 20) // NUMBER_WIDTH, 1)
-    kinds = kinds[: min(fitting, MOST_COLUMNS)]
+    kinds = _fitting(kinds, width - 20)
     table = plain_table(">layer", *(f">{printable(_short(kind))}" for kind in kinds), ">all", "")
     most = max(norms.total(layer) for layer in layers)
     room = min(max(width - 8 - (NUMBER_WIDTH + 2) * (len(kinds) + 1), 4), 24)
@@ -93,7 +93,19 @@ def _by_layer(norms: Norms, layers: Sequence[int], width: int) -> object:
 
 
 def _short(kind: str) -> str:
-    return kind if len(kind) <= NUMBER_WIDTH else f"…{kind[-NUMBER_WIDTH + 1 :]}"
+    last = kind.rpartition(".")[2]
+    return last if len(last) <= LONGEST_HEADING else f"…{last[-LONGEST_HEADING + 1 :]}"
+
+
+def _fitting(kinds: Sequence[str], width: int) -> list[str]:
+    """As many as have room beside each other."""
+    found: list[str] = []
+    for kind in kinds[:MOST_COLUMNS]:
+        width -= max(len(_short(kind)), NUMBER_WIDTH - 2) + 2
+        if width < 0:
+            break
+        found.append(kind)
+    return found
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
