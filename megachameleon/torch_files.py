@@ -219,7 +219,7 @@ class _Machine:
         self._rebuilds: dict[str, Callable[..., Any]] = {
             "torch._utils _rebuild_tensor_v2": self._tensor,
             "torch._utils _rebuild_parameter": lambda data, *_: data,
-            "collections OrderedDict": dict,
+            "collections OrderedDict": lambda: {},
             "torch Size": tuple,
         }
 
@@ -294,15 +294,18 @@ class _Machine:
         module, _, attribute = name.partition(" ")
         if name not in self._rebuilds and not (module == "torch" and attribute in STORAGES):
             raise _RefusedError(
-                f"holds an object of {module}.{attribute}, and only tensors and plain values are read; nothing of it "
-                "was executed. Take the file from its publisher, or save its tensors alone"
+                f"holds an object of {module[:99]}.{attribute[:99]}, and only tensors and plain values are read; nothing "
+                "of it was executed. Take the file from its publisher, or save its tensors alone"
             )
         return _Global(name)
 
     def _storage(self, kind: str, dtype: _Global, key: str, _location: str, num_values: int) -> _Storage:
+        # Types first: to hash or to print a tuple of tuples of tuples may take forever.
+        if kind != "storage" or type(key) is not str or type(num_values) is not int:
+            raise _RefusedError("data.pkl describes a storage as torch never does; take another copy")
         start, size = self._storages.get(key, (0, -1))
         value = STORAGES[dtype.name.removeprefix("torch ")]
-        if kind != "storage" or size < 0 or type(num_values) is not int or num_values * value.itemsize != size:
+        if size < 0 or num_values * value.itemsize != size:
             raise _RefusedError(
                 f"data.pkl says that storage {key!r} has {num_values} values of {value.itemsize} bytes, and the zip's "
                 f"entry has {max(size, 0):,} bytes; copy the file again"
@@ -311,7 +314,9 @@ class _Machine:
 
     def _tensor(self, storage: _Storage, offset: int, shape: Any, stride: Any, *_: Any) -> TorchTensor:
         numbers = (offset, *shape, *stride)
-        if len(shape) != len(stride) or len(shape) > MOST_AXES or any(type(n) is not int or n < 0 for n in numbers):
+        if any(type(n) is not int for n in numbers):
+            raise _RefusedError("a tensor whose shape, strides or offset are no whole numbers cannot be")
+        if len(shape) != len(stride) or len(shape) > MOST_AXES or min(numbers) < 0:
             raise _RefusedError(f"a tensor of shape {shape} and strides {stride} at {offset} cannot be")
         count = math.prod(shape)
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else 0
