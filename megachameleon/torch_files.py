@@ -294,8 +294,8 @@ class _Machine:
         module, _, attribute = name.partition(" ")
         if name not in self._rebuilds and not (module == "torch" and attribute in STORAGES):
             raise _RefusedError(
-                f"holds an object of {module[:99]}.{attribute[:99]}, and only tensors and plain values are read; nothing "
-                "of it was executed. Take the file from its publisher, or save its tensors alone"
+                f"holds an object of {module[:99]}.{attribute[:99]}, and only tensors and plain values are read; "
+                "nothing of it was executed. Take the file from its publisher, or save its tensors alone"
             )
         return _Global(name)
 
