@@ -18,17 +18,13 @@ from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, IGNO
 from megachameleon.checkpoint.formats.llama_config import read_llama, source_rows
 from megachameleon.checkpoint.formats.llama_ids import NEW, ids_in_llama
 from megachameleon.checkpoint.formats.llama_qk_norm import NearIdentity, QKNorm, distortion_notes, near_identity
-from megachameleon.checkpoint.formats.new_rows import NewRows, new_rows
+from megachameleon.checkpoint.formats.new_rows import BLOCK, TABLES, NewRows, new_rows
 from megachameleon.checkpoint.formats.plain import Description, KnownHash, plain_shapes, require_tensors
 from megachameleon.config import ModelConfig
 from megachameleon.console import progress_bar
 from megachameleon.files import read_json
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
-
-TABLES = ("embedding", "head")
-BLOCK = 4_096
-"""Rows that are measured at a time."""
 
 
 class LlamaSource:

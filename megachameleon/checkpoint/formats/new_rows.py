@@ -16,6 +16,9 @@ from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box
 
+TABLES = ("embedding", "head")
+BLOCK = 4_096
+"""Rows that are measured at a time."""
 SPREAD = 0.1
 """Of the rows' standard deviation in each dimension: new logits stay within a tenth of what old ones vary by."""
 

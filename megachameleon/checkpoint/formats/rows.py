@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box
-from megachameleon.checkpoint.formats.new_rows import NewRows, new_rows
+from megachameleon.checkpoint.formats.new_rows import BLOCK, TABLES, NewRows, new_rows
 from megachameleon.checkpoint.formats.plain import Description, KnownHash, Source
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
-
-TABLES = ("embedding", "head")
-BLOCK = 4_096
-"""Rows that are measured at a time."""
 
 
 def require_rows(description: Description) -> None:
