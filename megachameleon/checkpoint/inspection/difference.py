@@ -203,6 +203,9 @@ def _dtype(tensor: Tensor) -> str:
 def _settings(one: Report, other: Report, plain: bool) -> list[Setting]:
     """Model, vocabulary and tokenizers; what one side does not know is no difference."""
     found = []
+    pictures = [bool(_only_pictures(report.stored)) for report in (one, other)]
+    if pictures[0] != pictures[1]:  # there are formats that have none
+        found.append(Setting(name="picture encoder", one=pictures[0], other=pictures[1], counts=not plain))
     if one.model is not None and other.model is not None:
         # By plain names QK-norms are compared head by head, whatever number of groups they are stored in.
         free = FREE | ({"qk_norm_groups"} if plain else set())

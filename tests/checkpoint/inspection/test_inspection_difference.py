@@ -162,3 +162,15 @@ def test_masters_are_what_an_export_in_fp32_holds(formats, tmp_path, capsys):
         run_tool_here(export, "--masters")
     _, found = as_json(capsys, run, "--stored", "--tensors", "optimizer.master.*", "--norms")
     assert found["names"] == "as stored" and all(name.startswith("optimizer.master.") for name in found["numbers"])
+
+
+def test_a_picture_encoder_beside_the_decoder(formats, changed, capsys):
+    def add(tensors):
+        tensors["model.vqmodel.encoder.conv_in.weight"] = torch.ones(2, 3)
+
+    folder = changed(add)
+    status, found = as_json(capsys, "--diff", folder, formats["meta"])
+    told = {setting["name"]: setting for setting in found["settings"]}["picture encoder"]
+    assert status == 0 and (told["one"], told["other"], told["counts"]) == (True, False, False)
+    assert as_json(capsys, "--diff", folder, folder)[1]["tensors"][-1]["name"].startswith("model.vqmodel.")
+    assert as_json(capsys, folder)[1]["parameters"]["by_part"]["picture encoder"] == 6
