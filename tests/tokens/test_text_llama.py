@@ -63,6 +63,13 @@ def test_a_llama_2_is_laid_out_as_the_guide_says():
     assert (vocabulary.size, vocabulary.text_start, vocabulary.turn_separator) == (40_320, 8_323, 8_198)
 
 
+@pytest.mark.parametrize("num_text_ids", range(600, 728, 9))
+def test_reserved_ids_never_run_out(num_text_ids):
+    vocabulary = Vocabulary.extended(num_text_ids=num_text_ids, num_image_codes=16, image_grid=(2, 4))
+    assert vocabulary.text_start - vocabulary.turn_separator - 1 >= 64 and vocabulary.size % 128 == 0
+    assert vocabulary.num_text_ids == num_text_ids
+
+
 def test_pieces_are_llamas_in_its_order(ours, llama):
     processor = sentencepiece.SentencePieceProcessor(model_proto=llama)
     theirs = [processor.id_to_piece(i) for i in range(3, 500)]
