@@ -264,3 +264,11 @@ def test_a_name_cannot_write_to_the_terminal(tmp_path, capsys):
     run_tool_here(tmp_path / "x.safetensors", "--tensors", "--norms", "--statistics")
     said = capsys.readouterr().out
     assert "\x1b" not in said and "\x07" not in said and "\\x1b[31mred" in said
+
+
+def test_a_file_of_another_size_is_told_without_check(formats, tmp_path):
+    folder = copy_of(formats["megatron"], tmp_path / "run")
+    with (checkpoint_in(folder) / "progress.json").open("a") as file:
+        file.write(" ")
+    (problem,) = inspect(folder).problems
+    assert problem.startswith("progress.json: ") and "the manifest says" in problem

@@ -174,3 +174,11 @@ def test_a_picture_encoder_beside_the_decoder(formats, changed, capsys):
     assert status == 0 and (told["one"], told["other"], told["counts"]) == (True, False, False)
     assert as_json(capsys, "--diff", folder, folder)[1]["tensors"][-1]["name"].startswith("model.vqmodel.")
     assert as_json(capsys, folder)[1]["parameters"]["by_part"]["picture encoder"] == 6
+
+
+def test_the_same_bits_in_another_type_are_other_values(tmp_path, capsys):
+    bits = torch.tensor([0x3F80, 0x4000], dtype=torch.int16)
+    for name, dtype in (("a", torch.bfloat16), ("b", torch.float16)):
+        save_file({"x": bits.view(dtype)}, tmp_path / f"{name}.safetensors")
+    status, found = as_json(capsys, "--diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert status == 1 and found["counts"] == {"different": 1}
