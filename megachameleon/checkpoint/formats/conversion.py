@@ -11,16 +11,17 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from megachameleon.checkpoint.boxes import Box
 from megachameleon.checkpoint.folder import DamagedCheckpointError
 from megachameleon.checkpoint.formats.jobs import Job, Meter, run_jobs
-from megachameleon.checkpoint.formats.plain import KnownHash, OutputFile, Piece, Sink, Source
+from megachameleon.checkpoint.formats.plain import Cut, KnownHash, OutputFile, Piece, Sink, Source
 from megachameleon.files import read_json, require_free_space, require_usable_folder, sync_directory, write_json
 
 JOB_FILE = "conversion.json"
@@ -29,6 +30,8 @@ CHECKED = "checked"
 PARTIAL = ".partial"
 STRIDE = 1 << 20
 """Bytes of the source that are read and hashed at a time, while they are in the processor's cache."""
+BLOCK = 16 << 20
+"""Bytes of a matrix that are made at a time; the C library maps and unmaps what is larger than 32 MiB each time."""
 LOOK_AT = 1 << 20
 """Values that are counted at a time where some are not finite; what that needs beside them stays in the cache."""
 
@@ -160,10 +163,24 @@ def _write(source: Source, sink: Sink, file: OutputFile, folder: Path, meter: Me
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + PARTIAL)
     with torch.no_grad():
-        digests = sink.write(unfinished, file.pieces, (_made(source, sink, piece, meter) for piece in file.pieces))
+        blocks = (block for piece in file.pieces for block in _blocks(piece, source.description.model.head_dim))
+        digests = sink.write(unfinished, file.pieces, (_made(source, sink, block, meter) for block in blocks))
     unfinished.replace(path)
     sync_directory(path.parent)
     write_json(_record_path(folder, file.name), dict(digests))
+
+
+def _blocks(piece: Piece, head_dim: int) -> Iterator[Piece]:
+    """A large matrix by rows of whole heads, since memory that is small enough is used again and not given back."""
+    box = piece.cuts[0].box if len(piece.cuts) == 1 else None
+    if box is None or len(box.shape) != 2 or piece.shape[-2:] != box.shape:
+        yield piece
+        return
+    rows = max(BLOCK // (box.shape[1] * piece.dtype.itemsize) // head_dim, 1) * head_dim
+    for start in range(0, box.shape[0], rows):
+        shape = (min(rows, box.shape[0] - start), box.shape[1])
+        part = Box((box.offset[0] + start, box.offset[1]), shape)
+        yield replace(piece, shape=(*piece.shape[:-2], *shape), cuts=(Cut(name=piece.cuts[0].name, box=part),))
 
 
 def _made(source: Source, sink: Sink, piece: Piece, meter: Meter) -> Tensor:

@@ -137,6 +137,11 @@ class Piece:
     cuts: tuple[Cut, ...]
     """What it is made of; nothing: the sink has it from elsewhere."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its values."""
+        return Box((), self.shape).size * self.dtype.itemsize
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFile:
@@ -150,7 +155,7 @@ class OutputFile:
     @property
     def num_bytes(self) -> int:
         """Of its tensors."""
-        return sum(Box((), piece.shape).size * piece.dtype.itemsize for piece in self.pieces)
+        return sum(piece.num_bytes for piece in self.pieces)
 
 
 class Sink(Protocol):
@@ -173,7 +178,8 @@ class Sink(Protocol):
         """Write a file of this format tensor by tensor and make it durable.
 
         Args:
-            tensors: values of the pieces, in their order; only one is needed in memory at a time.
+            tensors: values of the pieces, in their order, each whole or in blocks of its rows; only one is needed in
+                memory at a time.
 
         Raises:
             OSError: it cannot be written; what there is of it is left.

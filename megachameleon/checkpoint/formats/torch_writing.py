@@ -4,8 +4,9 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 
 from megachameleon.checkpoint.formats.plain import Digests, Piece
-from megachameleon.checkpoint.formats.writing import DurableFile
+from megachameleon.checkpoint.formats.writing import DurableFile, write_blocks
 from megachameleon.torch_files import STORAGES
 
 ALIGNMENT = 64
@@ -24,6 +25,7 @@ SLICE = 1 << 20
 """Bytes whose checksum is computed while they are in the cache."""
 LARGE = 1 << 30
 """Bytes from which on an entry has fields of 64 bits, far from where it must."""
+Write = Callable[[memoryview], None]
 PADDING = b"FB"
 """Kind of the field that aligns; torch's own."""
 
@@ -43,13 +45,14 @@ def write_torch_file(path: Path, pieces: Sequence[Piece], tensors: Iterable[Tens
     with DurableFile(path, ("sha256", "md5")) as file:
         stream = _Stream(file)
         with zipfile.ZipFile(stream, "w") as archive:  # type: ignore[call-overload]
-            _add(archive, stream, "data.pkl", memoryview(_pickled(pieces)))
-            _add(archive, stream, "byteorder", memoryview(b"little"))
+            _add_bytes(archive, stream, "data.pkl", _pickled(pieces))
+            _add_bytes(archive, stream, "byteorder", b"little")
             left = iter(tensors)
             for number, piece in enumerate(pieces):
-                _add(archive, stream, f"data/{number}", _bytes_of(next(left), piece))
+                fill = partial(write_blocks, piece, left)
+                _add(archive, stream, f"data/{number}", piece.num_bytes, fill)
             assert next(left, None) is None
-            _add(archive, stream, "version", memoryview(b"3\n"))
+            _add_bytes(archive, stream, "version", b"3\n")
     return file.digests()
 
 
@@ -71,22 +74,25 @@ class _Stream:
         """Nothing: the file is flushed when it is whole."""
 
 
-def _bytes_of(tensor: Tensor, piece: Piece) -> memoryview:
-    assert (tensor.dtype, tuple(tensor.shape)) == (piece.dtype, piece.shape), piece.name
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+def _add_bytes(archive: zipfile.ZipFile, stream: _Stream, name: str, data: bytes) -> None:
+    _add(archive, stream, name, len(data), lambda write: write(memoryview(data)))
 
 
-def _add(archive: zipfile.ZipFile, stream: _Stream, name: str, data: memoryview) -> None:
-    """Append an entry whose bytes begin at a multiple of `ALIGNMENT`."""
+def _add(archive: zipfile.ZipFile, stream: _Stream, name: str, size: int, fill: Callable[[Write], object]) -> None:
+    """Append an entry of `size` bytes, which `fill` writes; they begin at a multiple of `ALIGNMENT`."""
     entry = zipfile.ZipInfo(f"{FOLDER}/{name}")  # of 1980, so that equal tensors make equal bytes
     entry.create_system = 3
-    large = len(data) > LARGE
+    large = size > LARGE
     header = 30 + len(entry.filename) + (20 if large else 0) + 4
     padding = -(stream.position + header) % ALIGNMENT
     entry.extra = PADDING + padding.to_bytes(2, "little") + bytes(padding)
     with archive.open(entry, "w", force_zip64=large) as target:
-        for start in range(0, len(data), SLICE):
-            target.write(data[start : start + SLICE])
+
+        def write(data: memoryview) -> None:
+            for start in range(0, len(data), SLICE):
+                target.write(data[start : start + SLICE])
+
+        fill(write)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -65,11 +65,6 @@ class DurableFile:
                 self._flush()
             view = view[len(part) :]
             self.size += len(part)
-
-    def write_tensor(self, tensor: Tensor) -> None:
-        """Append its values, row by row as safetensors and torch store them."""
-        if tensor.numel():
-            self.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def digests(self) -> Digests:
         """Of all that was written, after the file is closed."""
@@ -145,16 +140,27 @@ def write_safetensors(path: Path, pieces: Sequence[Piece], tensors: Iterable[Ten
         file.write(_header(pieces))
         left = iter(tensors)
         for piece in pieces:
-            # A name here would keep the tensor while the next one is made.
-            file.write_tensor(_next(left, piece))
+            write_blocks(piece, left, file.write)
         assert next(left, None) is None
     return file.digests()
 
 
-def _next(tensors: Iterator[Tensor], piece: Piece) -> Tensor:
-    tensor = next(tensors)
-    assert (tensor.dtype, tuple(tensor.shape)) == (piece.dtype, piece.shape), piece.name
-    return tensor
+def write_blocks(piece: Piece, tensors: Iterator[Tensor], write: Callable[[memoryview], object]) -> None:
+    """Give the bytes of the next tensors to `write`, up to the end of a piece, in its order of rows."""
+    missing = piece.num_bytes
+    while True:
+        data = _bytes_of(next(tensors), piece)
+        write(data)
+        missing -= len(data)
+        del data  # the next tensor is made when nothing is left of this one
+        assert missing >= 0, piece.name
+        if not missing:
+            return
+
+
+def _bytes_of(tensor: Tensor, piece: Piece) -> memoryview:
+    assert (tensor.dtype, tensor.shape[-1:]) == (piece.dtype, piece.shape[-1:]), piece.name
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:

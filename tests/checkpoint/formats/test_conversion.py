@@ -240,6 +240,25 @@ def test_each_worker_holds_the_tensors_of_one_piece(workers, ours, tmp_path, mon
     assert most[0] <= workers and alive[0] == 0
 
 
+@pytest.mark.parametrize(
+    "kinds", ["megatron-hf", "megatron-meta", "hf-megatron", "hf-meta", "meta-hf", "meta-megatron"]
+)
+def test_matrices_in_blocks_of_rows_are_the_same(kinds, ours, exported, tmp_path, monkeypatch):
+    from megachameleon.checkpoint.formats import conversion
+
+    one, other = kinds.split("-")
+    sources = {"megatron": ours, "hf": exported}
+    source = sources.get(one) or convert_checkpoint(("megatron", "meta"), ours, tmp_path / "meta", meta_shards=8)
+    options = {"hf": SMALL, "meta": {"meta_shards": 2}, "megatron": {"tensor_parallel": 4, "pipeline_parallel": 2}}
+    options = {**options[other], "average_qk_norm": True} if other == "meta" else options[other]
+    whole = contents(convert_checkpoint((one, other), source, tmp_path / "whole", **options))
+    made, make = [], conversion._made
+    monkeypatch.setattr(conversion, "_made", lambda *given: (made.append(given[2].name), make(*given))[1])
+    monkeypatch.setattr(conversion, "BLOCK", 1)
+    assert contents(convert_checkpoint((one, other), source, tmp_path / "blocks", **options)) == whole
+    assert len(made) > 2 * len(set(made))
+
+
 def test_a_full_disk_is_seen_beforehand(ours, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
     with pytest.raises(ValueError, match="the converted checkpoint needs about 1 MB and 0 MB are free"):
