@@ -46,7 +46,8 @@ class Turn:
     num_bytes: int
     """Written."""
     peak_bytes: int
-    """Private memory of the process (anonymous pages; files that are mapped do not count) above that at the start."""
+    """Private memory of the process (anonymous pages; mapped files do not count) above that before the first turn, so
+    what the allocator keeps from one turn for the next counts too."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -59,15 +60,19 @@ def main(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the tool does
     import torch
 
+    from benchmarks.drawn_checkpoints import shape_of
     from benchmarks.machine import describe_machine
+    from benchmarks.resident import private_bytes
     from megachameleon.files import write_text
 
+    shape_of(arguments.preset, 1)  # all is imported before memory is looked at
     turns: list[Turn] = []
+    before = private_bytes() or 0
     machine = describe_machine(torch.device("cpu"))
     rows = []
     for layers in arguments.layers:
         with tempfile.TemporaryDirectory(prefix="conversion-", dir=arguments.folder) as folder:
-            bench = Bench(arguments, layers, Path(folder))
+            bench = Bench(arguments, layers, Path(folder), before)
             turns += bench.measure(arguments.rounds)
             rows += summarise(turns, layers, bench.largest_tensor)
     print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average'][0]:.1f} at the start")
@@ -81,11 +86,11 @@ def main(arguments: argparse.Namespace) -> None:
 class Bench:
     """Checkpoints of all formats that are read, and turns with them."""
 
-    def __init__(self, arguments: argparse.Namespace, layers: int, folder: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace, layers: int, folder: Path, before: int) -> None:
         from benchmarks.drawn_checkpoints import draw_checkpoint, shape_of
         from megachameleon.checkpoint.formats.plain import plain_shapes
 
-        self.arguments, self.layers, self.folder = arguments, layers, folder
+        self.arguments, self.layers, self.folder, self.before = arguments, layers, folder, before
         model = shape_of(arguments.preset, layers)
         self.largest_tensor = 2 * max(a * b for a, b in (s for s in plain_shapes(model).values() if len(s) == 2))
         for kind in track(sorted({name.partition("-")[0] for name in arguments.directions}), "drawing"):
@@ -111,7 +116,7 @@ class Bench:
         os.sync()
         if self.arguments.cold:
             forget(source)
-        with watched_memory() as peak:
+        with watched_memory(self.before) as peak:
             start = time.perf_counter()
             if one == COPY:
                 copy_durably(source, target)
@@ -171,11 +176,11 @@ def forget(folder: Path) -> None:
 
 
 @contextmanager
-def watched_memory() -> Iterator[list[int]]:
-    """The peak of private memory above that at the start, in bytes, once the block is left."""
+def watched_memory(before: int) -> Iterator[list[int]]:
+    """The peak of private memory above `before`, in bytes, once the block is left."""
     from benchmarks.resident import private_bytes
 
-    before, peak, ended = private_bytes() or 0, [0], threading.Event()
+    peak, ended = [0], threading.Event()
 
     def watch() -> None:
         while not ended.wait(LOOK_EVERY):
@@ -228,10 +233,11 @@ def print_rows(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace)
     state = "read from the disk" if arguments.cold else "in the page cache"
     caption = (
         f"{arguments.preset}, bf16, source {state}; medians of {arguments.rounds} rounds, in brackets least and most; "
-        "ratio: speed over that of copying the source in the same round; memory: private, at its peak"
+        "ratio: speed over that of copying the source in the same round; memory: private, at its peak, in GB, and each "
+        "worker's share as a multiple of the largest tensor"
     )
     table = Table(box=box.SIMPLE_HEAD, caption=caption)
-    for heading in ("", "layers", "workers", "GB", "MB/s", "ratio", "memory GB", "of largest tensor, a worker"):
+    for heading in ("", "layers", "workers", "GB", "MB/s", "ratio", "memory", "of largest"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     for row in rows:
         speed, ratio = row["megabytes_per_second"], row["ratio"]
@@ -260,15 +266,15 @@ def make_parser() -> argparse.ArgumentParser:
   python -m benchmarks.conversion
   python -m benchmarks.conversion --preset chameleon_34b --folder /scratch --rounds 5 --output conversion.json
   # memory does not grow with the number of layers
-  python -m benchmarks.conversion --layers 1 2 4 --rounds 1 --workers 1
+  python -m benchmarks.conversion --preset chameleon_34b --layers 1 2 4 --rounds 1 --directions megatron-hf
 
 Files are drawn, and deleted afterwards; there must be room for one checkpoint a format that is read, and one more.""",
     )
     parser.add_argument("--preset", default="chameleon_7b", help="whose shape the model has (%(default)s)")
-    parser.add_argument("--layers", type=int, nargs="+", default=[1], metavar="N", help="(1)")
+    parser.add_argument("--layers", type=int, nargs="+", default=[2], metavar="N", help="(2)")
     parser.add_argument("--workers", type=int, nargs="+", default=[2], metavar="N", help="(2)")
     parser.add_argument(
-        "--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS), metavar="A-B", help="default: all nine"
+        "--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS), metavar="A-B", help="(all nine)"
     )
     parser.add_argument("--folder", type=Path, help="on the file system to be measured (default: for temporary files)")
     parser.add_argument("--rounds", type=int, default=3, help="that count (%(default)s)")
