@@ -195,7 +195,7 @@ def _report(description: "Description", done: "Conversion", seconds: float, argu
 
 def _require_verifiable(arguments: argparse.Namespace) -> None:
     """Whether it can be done, and is not to be done otherwise, before anything is converted."""
-    from megachameleon.checkpoint.formats.verifying import require_verifiable
+    from megachameleon.checkpoint.verifying.verification import require_verifiable
 
     require_verifiable({arguments.source_kind, arguments.kind})
     there = arguments.destination.exists()
@@ -230,8 +230,8 @@ def _tell(description: "Description", notes: tuple[str, ...]) -> None:
 
 def _verify(arguments: argparse.Namespace, source: "Source", options: "Options") -> None:
     from megachameleon.checkpoint.formats.registry import target_dtype
-    from megachameleon.checkpoint.formats.verifying import Side
-    from megachameleon.checkpoint.formats.verifying_conversion import verify_conversion
+    from megachameleon.checkpoint.verifying.conversion import verify_conversion
+    from megachameleon.checkpoint.verifying.verification import Side
 
     before = Side(kind=arguments.source_kind, path=source.description.origin, exact=arguments.dtype == "fp32")
     after = Side(kind=arguments.kind, path=arguments.destination)

@@ -53,18 +53,18 @@ def open_source(kind: Kind, path: Path, options: Options) -> Source:
 
 def _open(kind: Kind, path: Path, options: Options) -> Source:
     if kind == "megatron":
-        from megachameleon.checkpoint.formats.megatron_source import MegatronSource
+        from megachameleon.checkpoint.formats.megatron.source import MegatronSource
 
         return MegatronSource(path, exact=options.dtype == "fp32")
     if kind == "meta":
-        from megachameleon.checkpoint.formats.meta_source import MetaSource
+        from megachameleon.checkpoint.formats.meta.source import MetaSource
 
         return MetaSource(path, tokenizer=options.tokenizer)
     if is_llama(path):
-        from megachameleon.checkpoint.formats.llama_source import LlamaSource
+        from megachameleon.checkpoint.formats.llama.source import LlamaSource
 
         return LlamaSource(path, tokenizer=options.tokenizer, qk_norm=options.qk_norm, groups=options.qk_norm_groups)
-    from megachameleon.checkpoint.formats.huggingface_source import HuggingFaceSource
+    from megachameleon.checkpoint.formats.huggingface.source import HuggingFaceSource
 
     return HuggingFaceSource(
         path,
@@ -92,16 +92,16 @@ def make_sink(kind: Kind, description: Description, options: Options, source: So
     """
     dtype = target_dtype(description, options)
     if kind == "megatron":
-        from megachameleon.checkpoint.formats.megatron_sink import MegatronSink
+        from megachameleon.checkpoint.formats.megatron.sink import MegatronSink
 
         return MegatronSink(description, dtype, options.tensor_parallel, options.pipeline_parallel)
     if kind == "meta":
-        from megachameleon.checkpoint.formats.meta_sink import MetaSink
+        from megachameleon.checkpoint.formats.meta.sink import MetaSink
 
         averaged = options.average_qk_norm
         return MetaSink(description, dtype, options.meta_shards, average_qk_norm=averaged, source=source)
-    from megachameleon.checkpoint.formats.huggingface_beside import own_pictures, own_tokenizer
-    from megachameleon.checkpoint.formats.huggingface_sink import SHARD_BYTES, HuggingFaceSink
+    from megachameleon.checkpoint.formats.huggingface.beside import own_pictures, own_tokenizer
+    from megachameleon.checkpoint.formats.huggingface.sink import SHARD_BYTES, HuggingFaceSink
 
     tokenizer = own_tokenizer(description, options.tokenizer)
     pictures = own_pictures(description, options.image_tokenizer)

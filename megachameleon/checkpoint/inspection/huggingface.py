@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from megachameleon.checkpoint.formats.grouping import largest_distance
-from megachameleon.checkpoint.formats.huggingface_config import read_model, read_vocabulary
-from megachameleon.checkpoint.formats.huggingface_names import (
+from megachameleon.checkpoint.formats.huggingface.config import read_model, read_vocabulary
+from megachameleon.checkpoint.formats.huggingface.names import (
     CONFIG_FILE,
-    EXTRA_FILE,
     INDEX_FILE,
     QK_NORM_EPS,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
     name_in_huggingface,
 )
-from megachameleon.checkpoint.formats.plain import plain_shapes
+from megachameleon.checkpoint.formats.plain import EXTRA_FILE, plain_shapes
 from megachameleon.checkpoint.inspection.naming import part_of
 from megachameleon.checkpoint.inspection.raw import listed
 from megachameleon.checkpoint.inspection.report import Facts, Report

@@ -6,15 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megachameleon.checkpoint.formats.huggingface_names import EXTRA_FILE
-from megachameleon.checkpoint.formats.meta_names import (
+from megachameleon.checkpoint.formats.meta.names import (
     CHECKLIST_FILE,
     CONSOLIDATE_FILE,
     PARAMS_FILE,
     SINGLE_FILE,
     file_names,
 )
-from megachameleon.checkpoint.formats.meta_params import MOST_JSON_BYTES, model_of_params, read_params
+from megachameleon.checkpoint.formats.meta.params import MOST_JSON_BYTES, model_of_params, read_params
+from megachameleon.checkpoint.formats.plain import EXTRA_FILE
 from megachameleon.checkpoint.inspection.raw import RawFile, listed
 from megachameleon.checkpoint.inspection.report import Report
 from megachameleon.checkpoint.inspection.shape import model_facts, require_sensible, vocabulary_facts

@@ -2,7 +2,7 @@
 
 import re
 
-from megachameleon.checkpoint.formats.huggingface_names import PICTURES
+from megachameleon.checkpoint.formats.huggingface.names import PICTURES
 
 IN_LAYERS = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,6})\.(.+)$")
 STACKED = re.compile(r"^(.*decoder\.layers)\.(.+)@(\d{1,6})(?:,\d+)*$")

@@ -10,8 +10,8 @@ from megachameleon.checkpoint.folder import (
     is_whole,
     named_checkpoints,
 )
-from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE
-from megachameleon.checkpoint.formats.meta_names import PARAMS_FILE
+from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE
+from megachameleon.checkpoint.formats.meta.names import PARAMS_FILE
 from megachameleon.checkpoint.inspection.huggingface import describe_huggingface
 from megachameleon.checkpoint.inspection.meta import describe_meta
 from megachameleon.checkpoint.inspection.ours import describe_ours, hidden_attempts

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape, overlap, within
-from megachameleon.checkpoint.formats.huggingface_names import name_in_huggingface, num_heads
-from megachameleon.checkpoint.formats.megatron_layout import global_key, global_shapes, places
-from megachameleon.checkpoint.formats.megatron_source import targets
-from megachameleon.checkpoint.formats.meta_names import (
+from megachameleon.checkpoint.formats.huggingface.names import name_in_huggingface, num_heads
+from megachameleon.checkpoint.formats.megatron.layout import global_key, global_shapes, places
+from megachameleon.checkpoint.formats.megatron.source import targets
+from megachameleon.checkpoint.formats.meta.names import (
     halves_together,
     is_qk_norm,
     name_in_meta,

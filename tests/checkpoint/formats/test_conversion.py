@@ -93,7 +93,7 @@ def test_what_a_kill_has_begun_does_not_end_up_in_the_destination(ours, exported
 
 
 def test_finished_files_are_not_written_again(ours, tmp_path, monkeypatch):
-    from megachameleon.checkpoint.formats import huggingface_sink
+    from megachameleon.checkpoint.formats.huggingface import sink as huggingface_sink
 
     written = []
     write = huggingface_sink.write_safetensors
@@ -198,7 +198,8 @@ def test_damage_that_is_found_when_files_are_finished_leaves_nothing(ours, tmp_p
 
 
 def test_files_made_of_bytes_that_nobody_checked_are_written_again(ours, exported, tmp_path, monkeypatch):
-    from megachameleon.checkpoint.formats import conversion, huggingface_sink
+    from megachameleon.checkpoint.formats import conversion
+    from megachameleon.checkpoint.formats.huggingface import sink as huggingface_sink
 
     def fail_late(known, folder, meter):
         wait_for_a_finished_file(folder)
@@ -220,7 +221,7 @@ def test_files_made_of_bytes_that_nobody_checked_are_written_again(ours, exporte
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_worker_holds_the_tensors_of_one_piece(workers, ours, tmp_path, monkeypatch):
-    from megachameleon.checkpoint.formats.megatron_source import MegatronSource
+    from megachameleon.checkpoint.formats.megatron.source import MegatronSource
 
     alive, most, lock, read = [0], [0], threading.Lock(), MegatronSource.read
 

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from tiny_llama import CODES, import_tokenizer, llama_logits, save_llama
 
 from megachameleon.checkpoint.folder import read_manifest, resolve_checkpoint
-from megachameleon.checkpoint.formats import llama_source
-from megachameleon.checkpoint.formats.llama_ids import NEW
-from megachameleon.checkpoint.formats.llama_qk_norm import near_identity
-from megachameleon.checkpoint.formats.llama_source import LlamaSource
+from megachameleon.checkpoint.formats.llama import source as llama_source
+from megachameleon.checkpoint.formats.llama.ids import NEW
+from megachameleon.checkpoint.formats.llama.qk_norm import near_identity
+from megachameleon.checkpoint.formats.llama.source import LlamaSource
 from megachameleon.checkpoint.formats.plain import plain_shapes, whole
 from megachameleon.checkpoint.formats.registry import Options, open_source
-from megachameleon.checkpoint.formats.verifying import Side, logits_of
-from megachameleon.checkpoint.formats.verifying_conversion import verify_conversion
+from megachameleon.checkpoint.verifying.conversion import verify_conversion
+from megachameleon.checkpoint.verifying.verification import Side, logits_of
 
 pytest.importorskip("transformers", reason="an oracle of the tests only")
 

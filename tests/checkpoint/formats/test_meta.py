@@ -13,8 +13,8 @@ from plain_weights import draw
 
 from megachameleon.checkpoint.boxes import Box, within
 from megachameleon.checkpoint.folder import resolve_checkpoint
-from megachameleon.checkpoint.formats.meta_params import ffn_width, stated_ffn
-from megachameleon.checkpoint.formats.meta_source import MetaSource
+from megachameleon.checkpoint.formats.meta.params import ffn_width, stated_ffn
+from megachameleon.checkpoint.formats.meta.source import MetaSource
 from megachameleon.checkpoint.formats.plain import plain_shapes, whole
 from megachameleon.checkpoint.loading import saved_config
 from megachameleon.config import load_config

@@ -10,8 +10,8 @@ from meta_writer import read_shards, write_meta
 from plain_weights import draw
 
 from megachameleon.checkpoint.formats.grouping import averaging_note, largest_distance, regrouped
-from megachameleon.checkpoint.formats.meta_sink import MetaSink
-from megachameleon.checkpoint.formats.meta_source import MetaSource
+from megachameleon.checkpoint.formats.meta.sink import MetaSink
+from megachameleon.checkpoint.formats.meta.source import MetaSource
 from megachameleon.checkpoint.formats.plain import Description
 from megachameleon.config import load_config
 

@@ -8,8 +8,8 @@ from converting import CASES, VOCABULARY, assert_same_tensors, convert_checkpoin
 from plain_weights import draw
 
 from megachameleon.checkpoint.folder import parse_manifest, resolve_checkpoint
-from megachameleon.checkpoint.formats.verifying import logits_of, some_tokens
 from megachameleon.checkpoint.loading import saved_vocabulary
+from megachameleon.checkpoint.verifying.verification import logits_of, some_tokens
 from megachameleon.config import load_config
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.text.piece_names import special_names

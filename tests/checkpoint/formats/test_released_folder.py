@@ -12,7 +12,7 @@ from release_files import release_file, write_release
 from safetensors.torch import load_file, save_file
 
 from megachameleon.checkpoint.formats.registry import Options, make_sink, open_source
-from megachameleon.checkpoint.formats.verifying import logits_of
+from megachameleon.checkpoint.verifying.verification import logits_of
 from megachameleon.tokens.text.importing import import_text_tokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.tokens.vq import ImageTokenizer

@@ -18,7 +18,7 @@ from plain_weights import draw
 
 from megachameleon.checkpoint.boxes import Box
 from megachameleon.checkpoint.folder import parse_manifest, read_manifest, resolve_checkpoint, verify_hashes
-from megachameleon.checkpoint.formats.megatron_source import MegatronSource
+from megachameleon.checkpoint.formats.megatron.source import MegatronSource
 from megachameleon.checkpoint.formats.plain import plain_shapes
 from megachameleon.checkpoint.loading import saved_config
 from megachameleon.config import load_config

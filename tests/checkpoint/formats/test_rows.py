@@ -15,8 +15,8 @@ from megachameleon.checkpoint.folder import read_manifest, resolve_checkpoint
 from megachameleon.checkpoint.formats.new_rows import new_rows
 from megachameleon.checkpoint.formats.plain import whole
 from megachameleon.checkpoint.formats.registry import Options, open_source
-from megachameleon.checkpoint.formats.verifying import logits_of
 from megachameleon.checkpoint.loading import saved_config
+from megachameleon.checkpoint.verifying.verification import logits_of
 from megachameleon.config import load_config
 from megachameleon.tokens.text import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
@@ -177,7 +177,7 @@ def test_a_release_with_padding_is_recognised(hf, tmp_path):
         tensors[name] = torch.zeros(65_600, 128)
     save_file(tensors, release / "model.safetensors", {"format": "pt"})
     settings = json.loads((release / "config.json").read_text())
-    from megachameleon.checkpoint.formats.huggingface_names import vocabulary_map
+    from megachameleon.checkpoint.formats.huggingface.names import vocabulary_map
 
     names = vocabulary_map(Vocabulary(), None) | {f"piece {i}": i for i in range(16_384, 65_536)}
     (release / "config.json").write_text(json.dumps(settings | {"vocab_size": 65_600, "vocabulary_map": names}))

@@ -9,7 +9,7 @@ from converting import CASES, VOCABULARY, convert_checkpoint, save_filled, tenso
 from plain_weights import draw, draw_tokens, huggingface_state, run_decoder
 from safetensors.torch import load_file, save_file
 
-from megachameleon.checkpoint.formats.huggingface_pictures import open_picture_encoder
+from megachameleon.checkpoint.formats.huggingface.pictures import open_picture_encoder
 from megachameleon.config import load_config
 from megachameleon.tokens.vocabulary import Vocabulary
 

@@ -9,7 +9,7 @@ from cases import build_trainer, run_training
 from converting import convert_checkpoint, tensors_of
 
 from megachameleon.checkpoint.folder import resolve_checkpoint
-from megachameleon.checkpoint.formats.verifying import largest_difference, logits_of, some_tokens
+from megachameleon.checkpoint.verifying.verification import largest_difference, logits_of, some_tokens
 from megachameleon.parallel.context import parallel_context
 
 pytest.importorskip("transformers", reason="an oracle of the tests only")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from megachameleon.checkpoint.formats.verifying_streaming import streamed
-from megachameleon.checkpoint.formats.verifying_tokens import some_tokens
-from megachameleon.checkpoint.formats.verifying_torch_file import StoredTensors
+from megachameleon.checkpoint.verifying.streaming import streamed
+from megachameleon.checkpoint.verifying.tokens import some_tokens
+from megachameleon.checkpoint.verifying.torch_file import StoredTensors
 from megachameleon.tokens.vocabulary import Vocabulary
 
 

@@ -16,7 +16,7 @@ from megachameleon.checkpoint.folder import (
     checkpoint_name,
     write_manifest,
 )
-from megachameleon.checkpoint.formats.megatron_layout import Place, global_key, global_shapes, places
+from megachameleon.checkpoint.formats.megatron.layout import Place, global_key, global_shapes, places
 from megachameleon.checkpoint.formats.plain import (
     Cut,
     Description,

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megachameleon.checkpoint.formats.verifying_huggingface import StoredFiles
-from megachameleon.checkpoint.formats.verifying_meta import Formula, run_formula
-from megachameleon.checkpoint.formats.verifying_streaming import Advance, Trace
+from megachameleon.checkpoint.verifying.huggingface import StoredFiles
+from megachameleon.checkpoint.verifying.meta import Formula, run_formula
+from megachameleon.checkpoint.verifying.streaming import Advance, Trace
 from megachameleon.files import read_json
 
 NAMES = {

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from megachameleon.checkpoint.formats.huggingface_config import is_chameleon
-from megachameleon.checkpoint.formats.huggingface_names import TOKENIZER_FILES
-from megachameleon.checkpoint.formats.huggingface_pictures import (
+from megachameleon.checkpoint.formats.huggingface.config import is_chameleon
+from megachameleon.checkpoint.formats.huggingface.names import TOKENIZER_FILES
+from megachameleon.checkpoint.formats.huggingface.pictures import (
     PictureEncoder,
     open_picture_encoder,
     picture_encoder_within,

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape, within
-from megachameleon.checkpoint.formats.huggingface_files import folder_identity, open_tensor, read_headers, widest_dtype
-from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, IGNORED, name_in_huggingface
-from megachameleon.checkpoint.formats.llama_config import read_llama, source_rows
-from megachameleon.checkpoint.formats.llama_ids import NEW, ids_in_llama
-from megachameleon.checkpoint.formats.llama_qk_norm import NearIdentity, QKNorm, distortion_notes, near_identity
+from megachameleon.checkpoint.formats.huggingface.files import folder_identity, open_tensor, read_headers, widest_dtype
+from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE, IGNORED, name_in_huggingface
+from megachameleon.checkpoint.formats.llama.config import read_llama, source_rows
+from megachameleon.checkpoint.formats.llama.ids import NEW, ids_in_llama
+from megachameleon.checkpoint.formats.llama.qk_norm import NearIdentity, QKNorm, distortion_notes, near_identity
 from megachameleon.checkpoint.formats.new_rows import BLOCK, TABLES, NewRows, new_rows
 from megachameleon.checkpoint.formats.plain import Description, KnownHash, plain_shapes, require_tensors
 from megachameleon.config import ModelConfig

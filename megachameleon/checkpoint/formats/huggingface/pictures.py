@@ -10,8 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Shape
-from megachameleon.checkpoint.formats.huggingface_files import DTYPES, open_tensor, read_headers, widest_dtype
-from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, PICTURES
+from megachameleon.checkpoint.formats.huggingface.files import DTYPES, open_tensor, read_headers, widest_dtype
+from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE, PICTURES
 from megachameleon.checkpoint.formats.plain import Piece, require_tensors
 from megachameleon.files import read_json
 from megachameleon.tokens.vocabulary import Vocabulary

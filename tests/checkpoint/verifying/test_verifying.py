@@ -12,7 +12,7 @@ from meta_writer import write_meta
 from plain_weights import draw
 from safetensors.torch import load_file, save_file
 
-from megachameleon.checkpoint.formats.verifying import Side, logits_of, some_tokens, verify
+from megachameleon.checkpoint.verifying.verification import Side, logits_of, some_tokens, verify
 from megachameleon.config import load_config
 
 transformers = pytest.importorskip("transformers", reason="one side of the comparison")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from megachameleon.checkpoint.formats.registry import Kind
-from megachameleon.checkpoint.formats.verifying_anole import anole_trace, is_anole
-from megachameleon.checkpoint.formats.verifying_streaming import Advance, Trace
-from megachameleon.checkpoint.formats.verifying_tokens import some_tokens
+from megachameleon.checkpoint.verifying.anole import anole_trace, is_anole
+from megachameleon.checkpoint.verifying.streaming import Advance, Trace
+from megachameleon.checkpoint.verifying.tokens import some_tokens
 from megachameleon.config import ModelConfig
 from megachameleon.console import progress_bar
 from megachameleon.tokens.vocabulary import Vocabulary
@@ -128,16 +128,16 @@ def trace_of(side: Side, tokens: Tensor, rounding: torch.dtype, advance: Advance
     """
     bare = side.without_qk_norm
     if side.kind == "megatron":
-        from megachameleon.checkpoint.formats.verifying_ours import our_trace
+        from megachameleon.checkpoint.verifying.ours import our_trace
 
         return our_trace(side.path, tokens, rounding, advance, exact=side.exact, without_qk_norm=bare)
     if side.kind == "meta":
-        from megachameleon.checkpoint.formats.verifying_meta import meta_trace
+        from megachameleon.checkpoint.verifying.meta import meta_trace
 
         return meta_trace(side.path, tokens, rounding, advance, without_qk_norm=bare)
     if is_anole(side.path):
         return anole_trace(side.path, tokens, rounding, advance)
-    from megachameleon.checkpoint.formats.verifying_huggingface import huggingface_trace
+    from megachameleon.checkpoint.verifying.huggingface import huggingface_trace
 
     return huggingface_trace(side.path, tokens, rounding, advance, without_qk_norm=bare)
 

@@ -15,7 +15,7 @@ from megachameleon.checkpoint.folder import (
     resolve_checkpoint,
     verify_hashes,
 )
-from megachameleon.checkpoint.formats.megatron_layout import Place, global_key, global_shapes, places
+from megachameleon.checkpoint.formats.megatron.layout import Place, global_key, global_shapes, places
 from megachameleon.checkpoint.formats.plain import (
     Description,
     KnownHash,

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from megachameleon.checkpoint.formats.llama_source import LlamaSource
+from megachameleon.checkpoint.formats.llama.source import LlamaSource
 from megachameleon.checkpoint.formats.plain import Source
 from megachameleon.checkpoint.formats.rows import ResizedSource
-from megachameleon.checkpoint.formats.verifying import TOLERANCE, Comparison, Side, verify
+from megachameleon.checkpoint.verifying.verification import TOLERANCE, Comparison, Side, verify
 from megachameleon.console import FailureError
 from megachameleon.tokens.vocabulary import Vocabulary
 

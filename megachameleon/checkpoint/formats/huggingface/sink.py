@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megachameleon.checkpoint.formats.huggingface_config import is_chameleon
-from megachameleon.checkpoint.formats.huggingface_names import (
+from megachameleon.checkpoint.formats.huggingface.config import is_chameleon
+from megachameleon.checkpoint.formats.huggingface.names import (
     CONFIG_FILE,
-    EXTRA_FILE,
     GENERATION_FILE,
     IMAGE_PROCESSOR_FILE,
     INDEX_FILE,
@@ -28,9 +27,17 @@ from megachameleon.checkpoint.formats.huggingface_names import (
     shape_in_huggingface,
     vocabulary_map,
 )
-from megachameleon.checkpoint.formats.huggingface_pictures import SMALLEST, PictureEncoder
-from megachameleon.checkpoint.formats.huggingface_processor import image_processor_settings, processor_settings
-from megachameleon.checkpoint.formats.plain import Description, Digests, OutputFile, Piece, plain_shapes, whole
+from megachameleon.checkpoint.formats.huggingface.pictures import SMALLEST, PictureEncoder
+from megachameleon.checkpoint.formats.huggingface.processor import image_processor_settings, processor_settings
+from megachameleon.checkpoint.formats.plain import (
+    EXTRA_FILE,
+    Description,
+    Digests,
+    OutputFile,
+    Piece,
+    plain_shapes,
+    whole,
+)
 from megachameleon.checkpoint.formats.writing import file_order, write_safetensors
 from megachameleon.files import read_json, write_json
 from megachameleon.tokens.text import TextTokenizer

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from megachameleon.checkpoint.folder import INDEX_FILE, resolve_checkpoint
-from megachameleon.checkpoint.formats.verifying_streaming import Advance, Trace, streamed
 from megachameleon.checkpoint.loading import saved_config
 from megachameleon.checkpoint.state import training_state
 from megachameleon.checkpoint.tensors import StoredTensor, index_from_json, read_tensors
+from megachameleon.checkpoint.verifying.streaming import Advance, Trace, streamed
 from megachameleon.config import KernelsConfig, ParallelConfig
 from megachameleon.files import read_json
 from megachameleon.model.decoder import Decoder, build_decoder

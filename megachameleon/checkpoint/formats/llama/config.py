@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from megachameleon.checkpoint.formats.huggingface_config import rope_theta
-from megachameleon.checkpoint.formats.llama_qk_norm import QKNorm
+from megachameleon.checkpoint.formats.huggingface.config import rope_theta
+from megachameleon.checkpoint.formats.llama.qk_norm import QKNorm
 from megachameleon.config import ModelConfig
 
 UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape
 from megachameleon.checkpoint.formats.grouping import averaging_note, largest_distance, regrouped
-from megachameleon.checkpoint.formats.huggingface_names import EXTRA_FILE
-from megachameleon.checkpoint.formats.meta_names import (
+from megachameleon.checkpoint.formats.meta.names import (
     CHECKLIST_FILE,
     CONSOLIDATE_FILE,
     PARAMS_FILE,
@@ -25,8 +24,9 @@ from megachameleon.checkpoint.formats.meta_names import (
     rope_frequencies,
     shape_in_meta,
 )
-from megachameleon.checkpoint.formats.meta_params import own_settings, written_consolidate_params, written_params
+from megachameleon.checkpoint.formats.meta.params import own_settings, written_consolidate_params, written_params
 from megachameleon.checkpoint.formats.plain import (
+    EXTRA_FILE,
     Cut,
     Description,
     Digests,

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megachameleon.checkpoint.formats.verifying_streaming import Advance, Trace
-from megachameleon.checkpoint.formats.verifying_torch_file import StoredTensors
+from megachameleon.checkpoint.verifying.streaming import Advance, Trace
+from megachameleon.checkpoint.verifying.torch_file import StoredTensors
 from megachameleon.files import read_json
 
 QK_NORM_EPS = 1e-5

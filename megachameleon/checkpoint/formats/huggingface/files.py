@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Shape
-from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from megachameleon.files import read_json
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from megachameleon.checkpoint.formats.conversion import convert
 from megachameleon.checkpoint.formats.registry import Options, make_sink, open_source, target_dtype
-from megachameleon.checkpoint.formats.verifying import Side, some_tokens, trace_of
-from megachameleon.checkpoint.formats.verifying_conversion import verify_conversion
+from megachameleon.checkpoint.verifying.conversion import verify_conversion
+from megachameleon.checkpoint.verifying.verification import Side, some_tokens, trace_of
 from megachameleon.config import load_config
 from megachameleon.console import FailureError
 
@@ -135,7 +135,7 @@ def test_a_llama_is_compared_without_the_norms_it_was_given(llama, kind, tmp_pat
 
 
 def test_a_llama_without_norms_is_the_same_model(llama, tmp_path):
-    from megachameleon.checkpoint.formats.llama_source import LlamaSource
+    from megachameleon.checkpoint.formats.llama.source import LlamaSource
 
     destination = tmp_path / "new"
     lines, failure = told(("hf", "megatron"), llama[0], destination, tokenizer=llama[1], qk_norm="none")

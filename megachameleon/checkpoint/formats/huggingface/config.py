@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megachameleon.checkpoint.formats.huggingface_names import CONFIG_FILE, QK_NORM_EPS, vocabulary_map
+from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE, QK_NORM_EPS, vocabulary_map
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
 from megachameleon.tokens.text import TextTokenizer

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, overlap, within
 from megachameleon.checkpoint.formats.grouping import largest_distance, regrouped
-from megachameleon.checkpoint.formats.huggingface_names import EXTRA_FILE
-from megachameleon.checkpoint.formats.meta_names import (
+from megachameleon.checkpoint.formats.meta.names import (
     AXES,
     CHECKLIST_FILE,
     CONSOLIDATE_FILE,
@@ -26,8 +25,15 @@ from megachameleon.checkpoint.formats.meta_names import (
     require_shards,
     shape_in_meta,
 )
-from megachameleon.checkpoint.formats.meta_params import MOST_JSON_BYTES, model_of_params, read_params
-from megachameleon.checkpoint.formats.plain import Description, KnownHash, layer_of, plain_shapes, require_tensors
+from megachameleon.checkpoint.formats.meta.params import MOST_JSON_BYTES, model_of_params, read_params
+from megachameleon.checkpoint.formats.plain import (
+    EXTRA_FILE,
+    Description,
+    KnownHash,
+    layer_of,
+    plain_shapes,
+    require_tensors,
+)
 from megachameleon.files import read_json
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.torch_files import TorchTensor, read_part, read_torch_index

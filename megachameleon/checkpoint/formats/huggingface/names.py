@@ -12,8 +12,6 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-EXTRA_FILE = "megachameleon.json"
-"""What Hugging Face's files have no place for: vocabulary, fingerprints of tokenizers, lineage."""
 PICTURES = "model.vqmodel."
 IGNORED = ("rotary_emb.inv_freq",)
 """Endings of what old releases have stored and every release computes."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megachameleon.checkpoint.boxes import Shape
-from megachameleon.checkpoint.formats.meta_names import CONSOLIDATE_FILE, PARAMS_FILE, QK_NORM_EPS
+from megachameleon.checkpoint.formats.meta.names import CONSOLIDATE_FILE, PARAMS_FILE, QK_NORM_EPS
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
 

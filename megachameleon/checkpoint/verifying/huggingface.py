@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from megachameleon.checkpoint.formats.verifying_streaming import Advance, Trace, streamed
+from megachameleon.checkpoint.verifying.streaming import Advance, Trace, streamed
 from megachameleon.files import read_json
 
 INDEX_FILE = "model.safetensors.index.json"

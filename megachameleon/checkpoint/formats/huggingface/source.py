@@ -11,18 +11,17 @@ from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape, within
 from megachameleon.checkpoint.formats.grouping import averaging_note, largest_distance, regrouped
-from megachameleon.checkpoint.formats.huggingface_config import read_model, read_vocabulary
-from megachameleon.checkpoint.formats.huggingface_files import folder_identity, open_tensor, read_headers, widest_dtype
-from megachameleon.checkpoint.formats.huggingface_names import (
+from megachameleon.checkpoint.formats.huggingface.config import read_model, read_vocabulary
+from megachameleon.checkpoint.formats.huggingface.files import folder_identity, open_tensor, read_headers, widest_dtype
+from megachameleon.checkpoint.formats.huggingface.names import (
     CONFIG_FILE,
-    EXTRA_FILE,
     IGNORED,
     PICTURES,
     name_in_huggingface,
     shape_in_huggingface,
 )
-from megachameleon.checkpoint.formats.meta_names import halves_together
-from megachameleon.checkpoint.formats.plain import Description, KnownHash, plain_shapes, require_tensors
+from megachameleon.checkpoint.formats.meta.names import halves_together
+from megachameleon.checkpoint.formats.plain import EXTRA_FILE, Description, KnownHash, plain_shapes, require_tensors
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
 

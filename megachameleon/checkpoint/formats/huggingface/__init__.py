@@ -1,0 +1,1 @@
+"""Hugging Face's formats: Chameleon as transformers and others have it."""

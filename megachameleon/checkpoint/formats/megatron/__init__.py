@@ -1,0 +1,1 @@
+"""Our own format, as a source and a target of conversions."""

@@ -1,0 +1,1 @@
+"""Whether two checkpoints, of whatever format, are the same model."""
