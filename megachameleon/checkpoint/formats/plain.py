@@ -18,7 +18,7 @@ from megachameleon.checkpoint.boxes import Box, Shape
 from megachameleon.config import ModelConfig, RunConfig
 
 Digests = Mapping[str, str]
-"""Hashes of a file by algorithm, such as `sha256`: whatever the format's small files tell, at least that."""
+"""Hashes of a file by algorithm, such as `sha256`: whatever the format's small files tell."""
 EXTRA_FILE = "megachameleon.json"
 """Beside exports: what other formats have no place for, such as vocabulary, fingerprints of tokenizers, lineage."""
 QK_NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")

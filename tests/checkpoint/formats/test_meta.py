@@ -141,10 +141,6 @@ def test_what_is_beside_the_weights(tmp_path):
     files = {"params.json", "consolidate_params.json", *(f"consolidated.{i:02}.pth" for i in range(4))}
     assert lines == {name: hashlib.md5((out / name).read_bytes()).hexdigest() for name in files}
     extra = json.loads((out / "megachameleon.json").read_text())
-    assert extra["sha256"] == {
-        f"consolidated.{i:02}.pth": hashlib.sha256((out / f"consolidated.{i:02}.pth").read_bytes()).hexdigest()
-        for i in range(4)
-    }
     assert extra["vocabulary"]["size"] == 128 and extra["model"]["context_length"] == 4096
 
 

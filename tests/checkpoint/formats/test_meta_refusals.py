@@ -210,20 +210,6 @@ def test_damage_that_only_the_checksum_knows(release, tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-def test_our_own_checksums_stand_before_the_slower_ones(release, tmp_path):
-    ours = convert_checkpoint(("meta", "meta"), release, tmp_path / "ours")
-    known = {known.path.name: known.algorithm for known in MetaSource(ours).hashes()}
-    weights = dict.fromkeys((f"consolidated.{i:02}.pth" for i in range(4)), "sha256")
-    assert known == {**weights, "params.json": "md5", "consolidate_params.json": "md5"}
-    convert_checkpoint(("meta", "meta"), ours, tmp_path / "again")
-    path = ours / "consolidated.02.pth"
-    data = bytearray(path.read_bytes())
-    data[-3000] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"consolidated.02.pth: its SHA-256 differs from that in megachameleon.json"):
-        convert_checkpoint(("meta", "megatron"), ours, tmp_path / "damaged")
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [

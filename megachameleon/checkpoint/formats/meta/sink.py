@@ -155,6 +155,5 @@ class MetaSink:
             "tokenizers": dict(description.tokenizers),
             "lineage": dict(description.lineage),
             "model": own_settings(description.model),
-            "sha256": {name: found["sha256"] for name, found in digests.items()},
         }
         write_json(folder / EXTRA_FILE, extra)

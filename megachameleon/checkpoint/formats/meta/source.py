@@ -1,7 +1,7 @@
 """Reading Meta's release format, in any number of files."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,6 @@ class MetaSource:
         self._checklist = _read_checklist(folder)
         self._shards = [_tensors(folder / name) for name in self.files]
         extra = _read_extra(folder)
-        self._sha256 = _hashes_of(extra, self.files)
         found = {name: tensor.shape for name, tensor in self._shards[0].items()}
         model = model_of_params(folder, params, found, shards, extra)
         require_shards(model, shards, str(folder))
@@ -87,16 +86,12 @@ class MetaSource:
         )
 
     def hashes(self) -> list[KnownHash]:
-        """Of the files that are read: SHA-256 (faster) by our own file beside them, else MD5 by `checklist.chk`."""
-        known = []
-        for name in (*self.files, PARAMS_FILE, CONSOLIDATE_FILE):
-            path = self.folder / name
-            if name in self._sha256:
-                known.append(KnownHash(path=path, digest=self._sha256[name], said_by=EXTRA_FILE))
-            elif name in self._checklist and path.is_file():
-                digest = self._checklist[name]
-                known.append(KnownHash(path=path, digest=digest, algorithm="md5", said_by=CHECKLIST_FILE))
-        return known
+        """Of the files that are read: those that `checklist.chk` knows."""
+        return [
+            KnownHash(path=self.folder / name, digest=digest, algorithm="md5", said_by=CHECKLIST_FILE)
+            for name in (*self.files, PARAMS_FILE, CONSOLIDATE_FILE)
+            if (digest := self._checklist.get(name))
+        ]
 
     def read(self, name: str, box: Box) -> Tensor:
         """See `Source`."""
@@ -260,14 +255,6 @@ def _read_extra(folder: Path) -> dict[str, Any]:
     if not isinstance(extra, dict):
         raise ValueError(f"{path}: is not a JSON object; copy it again or remove it")
     return extra
-
-
-def _hashes_of(extra: Mapping[str, Any], files: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of files of weights, by our own export."""
-    found = extra.get("sha256")
-    if not isinstance(found, dict):
-        return {}
-    return {name: str(found[name]).lower() for name in files if name in found}
 
 
 def _vocabulary(folder: Path, size: int, extra: Mapping[str, Any], tokenizer: Path | None) -> dict[str, Any] | None:
