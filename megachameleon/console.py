@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from megachameleon.ranks import own_place
 
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -149,3 +150,11 @@ def track(items: Sequence | Iterable, description: str, total: int | None = None
         for item in items:
             yield item
             bar.advance()
+
+
+def size_said(num_bytes: int) -> str:
+    """Such as `4.61 GB`; powers of ten."""
+    size, unit = float(num_bytes), 0
+    while size >= 1000 and unit < len(UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{num_bytes:,} bytes" if not unit else f"{size:.3g} {UNITS[unit]}"

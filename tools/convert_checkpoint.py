@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from megachameleon.console import run_tool, tool_parser
+from megachameleon.console import run_tool, size_said, tool_parser
 
 if TYPE_CHECKING:
     from megachameleon.checkpoint.formats.conversion import Conversion
@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=min(len(os.sched_getaffinity(0)), MOST_WORKERS),
         metavar="N",
-        help="files at a time; each needs memory for the largest tensor (%(default)s here)",
+        help="files at a time; each holds a few blocks of 16 MB (%(default)s here)",
     )
     parser.add_argument(
         "--verify", action="store_true", help="then compare logits of 128 tokens, in fp32, a block of weights at a time"
@@ -184,7 +184,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _report(description: "Description", done: "Conversion", seconds: float, arguments: argparse.Namespace) -> str:
     again = f", {done.files_found} of them from an interrupted conversion" if done.files_found else ""
-    size = f"{done.num_bytes / 1e9:.3g} GB in {done.num_files} file{'s' if done.num_files > 1 else ''}{again}"
+    size = f"{size_said(done.num_bytes)} in {done.num_files} file{'s' if done.num_files > 1 else ''}{again}"
     use = {
         "megatron": f"start a run from it: checkpoint.init_from={arguments.destination}",
         "hf": f"load it: ChameleonForConditionalGeneration.from_pretrained({str(arguments.destination)!r})",

@@ -10,6 +10,7 @@ from rich.text import Text
 from megachameleon.checkpoint.inspection.raw import printable
 from megachameleon.checkpoint.inspection.report import Facts, FileInfo, Report
 from megachameleon.checkpoint.inspection.tensors import TensorInfo
+from megachameleon.console import size_said
 
 MOST_FILES = 16
 """Lines for files; the rest is counted."""
@@ -21,7 +22,6 @@ LONGEST_SHORT = 48
 WIDEST_TITLE = 12
 BLOCKS = " ▏▎▍▌▋▊▉█"
 BAR = 24
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def print_report(report: Report, console: Console, found: Mapping[str, Any]) -> None:
@@ -212,11 +212,3 @@ def bar(share: float, width: int = BAR) -> Text:
     """Blocks for a share of 1."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     return Text("█" * (eighths // 8) + BLOCKS[eighths % 8].strip(), style="cyan")
-
-
-def size_said(num_bytes: int) -> str:
-    """Such as `4.61 GB`; powers of ten."""
-    size, unit = float(num_bytes), 0
-    while size >= 1000 and unit < len(UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{num_bytes:,} bytes" if not unit else f"{size:.3g} {UNITS[unit]}"

@@ -128,6 +128,9 @@ def trace_of(side: Side, tokens: Tensor, rounding: torch.dtype, advance: Advance
     """
     bare = side.without_qk_norm
     if side.kind == "megatron":
+        from megachameleon.parallel.device import quiet_libraries
+
+        quiet_libraries()  # megatron-core warns while it is imported
         from megachameleon.checkpoint.verifying.ours import our_trace
 
         return our_trace(side.path, tokens, rounding, advance, exact=side.exact, without_qk_norm=bare)
