@@ -89,7 +89,7 @@ def test_the_last_lines_tell_what_there_is_and_what_to_do_with_it(monkeypatch, c
     first, second, third = capsys.readouterr().out.splitlines()
     assert first == "note: seen"
     assert second.startswith(
-        "DST: 1,234,567 parameters, 0.00247 GB in 8 files, 3 of them from an interrupted conversion, "
+        "DST: 1,234,567 parameters, 2.47 MB in 8 files, 3 of them from an interrupted conversion, "
     )
     assert third == "start a run from it: checkpoint.init_from=DST"
 
