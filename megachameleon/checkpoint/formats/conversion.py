@@ -129,7 +129,10 @@ def _finished_before(
         shutil.rmtree(folder / RECORDS, ignore_errors=True)
     for name in (RECORDS, CHECKED):
         (folder / name).mkdir(exist_ok=True)
-    finished = {file.name for file in files if _record_path(folder, file.name).is_file()}
+    # Without power a record may outlast its file: a folder that was new is not on the disk with what is in it.
+    finished = {
+        file.name for file in files if _record_path(folder, file.name).is_file() and (folder / file.name).is_file()
+    }
     _remove_remains(folder, finished)
     return finished
 

@@ -138,6 +138,8 @@ class Piece:
     dtype: torch.dtype
     cuts: tuple[Cut, ...]
     """What it is made of; nothing: the sink has it from elsewhere."""
+    read_from: str = ""
+    """That place and its state, so that an interrupted conversion does not mix two of them."""
 
     @property
     def num_bytes(self) -> int:

@@ -59,6 +59,8 @@ class ResizedSource:
         if before.vocabulary is not None:
             _require_unused(_vocabulary(before), rows, before.origin)
         self._old = min(old, rows)
+        known = source.description.vocabulary is not None
+        self._text_start = _vocabulary(source.description).text_start if known else 0
         self._new: dict[str, NewRows] = {}
         if rows > old:
             self._new = {name: new_rows(name, self._blocks(name)) for name in TABLES}
@@ -67,7 +69,7 @@ class ResizedSource:
             before,
             model=model,
             run=replace(before.run, model=model) if before.run else None,
-            identity=f"{before.identity} {rows} rows",
+            identity=f"{before.identity} {rows} rows, new ones as from {self._text_start} on",
             notes=(*before.notes, *_notes(before, old, rows)),
         )
 
@@ -91,8 +93,7 @@ class ResizedSource:
     def _blocks(self, name: str) -> Iterator[Tensor]:
         """Rows of text, or all where nobody knows which those are."""
         description = self.inner.description
-        start = _vocabulary(description).text_start if description.vocabulary else 0
-        for first in range(start, self._old, BLOCK):
+        for first in range(self._text_start, self._old, BLOCK):
             shape = (min(BLOCK, self._old - first), description.model.hidden_size)
             yield self.inner.read(name, Box((first, 0), shape))
 

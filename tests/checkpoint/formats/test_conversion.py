@@ -112,6 +112,18 @@ def test_finished_files_are_not_written_again(ours, tmp_path, monkeypatch):
     assert len(set(written)) == len(written) - 1  # the one that failed
 
 
+def test_a_file_that_is_lost_is_written_again(ours, exported, tmp_path, monkeypatch):
+    """As after a loss of power, when the record has come to the disk and the file has not."""
+    from megachameleon.checkpoint.formats import conversion
+
+    monkeypatch.setattr(conversion, "_complete", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
+    monkeypatch.undo()
+    next(conversion.temporary_folder(tmp_path / "hf").glob("*.safetensors")).unlink()
+    assert contents(convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)) == contents(exported)
+
+
 def test_what_another_conversion_left_is_not_taken(ours, exported, tmp_path, monkeypatch):
     from megachameleon.checkpoint.formats import conversion
 

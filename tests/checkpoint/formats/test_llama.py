@@ -8,6 +8,7 @@ import pytest
 import torch
 from converting import convert_checkpoint, tensors_of
 from safetensors.torch import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
 from tiny_llama import CODES, import_tokenizer, llama_logits, save_llama
 
 from megachameleon.checkpoint.folder import read_manifest, resolve_checkpoint
@@ -250,6 +251,18 @@ def test_without_a_tokenizer_the_way_to_one_is_told(case, broken):
     (broken / "tokenizer.model").unlink()
     with pytest.raises(ValueError, match=r"no tokenizer\.model beside the model"):
         open_source("hf", broken, Options(tokenizer=case.tokenizer_folder))
+
+
+def test_another_tokenizer_of_llama_is_another_conversion(case, broken):
+    """Its pieces say which row goes where, so files that were made by the one do not fit to those of the other."""
+    before = open_source("hf", broken, Options(tokenizer=case.tokenizer_folder)).description.identity
+    assert open_source("hf", broken, Options(tokenizer=case.tokenizer_folder)).description.identity == before
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((broken / "tokenizer.model").read_bytes())
+    one, other = model.pieces[-1], model.pieces[-2]
+    one.piece, other.piece = other.piece, one.piece
+    (broken / "tokenizer.model").write_bytes(model.SerializeToString())
+    assert open_source("hf", broken, Options(tokenizer=case.tokenizer_folder)).description.identity != before
 
 
 def test_groups_must_divide_the_heads_of_keys(case):

@@ -132,6 +132,26 @@ def test_pictures_get_the_same_codes(image_tokenizer, tmp_path, monkeypatch):
     assert json.loads((again / "config.json").read_text()) == json.loads((hf / "config.json").read_text())
 
 
+def test_files_with_another_picture_encoder_are_not_gone_on_with(image_tokenizer, tmp_path, monkeypatch):
+    """Of the same shape; else there would be a part of each in one export."""
+    import converting
+
+    from megachameleon.checkpoint.formats import conversion
+
+    vocabulary = Vocabulary.compact(num_text_ids=80, num_image_codes=24, image_grid=(4, 4))
+    monkeypatch.setattr(converting, "VOCABULARY", vocabulary)
+    monkeypatch.setattr(converting, "TOKENIZERS", {"text": None, "image": None})
+    overrides = CASES["pre-norm, 1 group"]
+    source = save_filled(overrides, draw(load_config("debug", overrides).model), tmp_path / "run")
+    other = shutil.copytree(image_tokenizer, tmp_path / "other")
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="broken"):
+        broken.setattr(conversion, "_complete", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
+        convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf", image_tokenizer=image_tokenizer)
+    with pytest.raises(ValueError, match="was left by another conversion to hf"):
+        convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf", image_tokenizer=other)
+    convert_checkpoint(("megatron", "hf"), source, tmp_path / "hf", image_tokenizer=image_tokenizer)
+
+
 def test_pictures_of_another_vocabulary_are_refused(image_tokenizer, exported, tmp_path):
     """The checkpoint's has 16 codes on a grid of 2 x 4."""
     source = exported[3].parent / "ours"

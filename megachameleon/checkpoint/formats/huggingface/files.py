@@ -102,6 +102,11 @@ def folder_identity(folder: Path, files: set[str]) -> str:
     """
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
     for name in sorted(files):
-        status = (folder / name).stat()
-        digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{file_state(folder / name)}\n".encode())
     return digest.hexdigest()
+
+
+def file_state(path: Path) -> str:
+    """Name, size and time of a file, which change when somebody writes another one in its place."""
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}"

@@ -10,7 +10,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Shape
-from megachameleon.checkpoint.formats.huggingface.files import DTYPES, open_tensor, read_headers, widest_dtype
+from megachameleon.checkpoint.formats.huggingface.files import (
+    DTYPES,
+    file_state,
+    open_tensor,
+    read_headers,
+    widest_dtype,
+)
 from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE, PICTURES
 from megachameleon.checkpoint.formats.plain import Piece, require_tensors
 from megachameleon.files import read_json
@@ -60,8 +66,8 @@ class PictureEncoder:
     def pieces(self) -> tuple[Piece, ...]:
         """What goes into the output's files, in its own precision: in bf16 other codes would come out."""
         return tuple(
-            Piece(name=PICTURES + name, shape=shape, dtype=dtype, cuts=())
-            for name, (_, _, shape, dtype) in self.tensors.items()
+            Piece(name=PICTURES + name, shape=shape, dtype=dtype, cuts=(), read_from=_place(path))
+            for name, (path, _, shape, dtype) in self.tensors.items()
         )
 
     def read(self, name: str) -> Tensor:
@@ -80,6 +86,10 @@ class PictureEncoder:
     def _image_tokenizer(self) -> Path | None:
         places = (self.origin, self.origin / BESIDE)
         return next((place for place in places if (place / TOKENIZER_CONFIG).is_file()), None)
+
+
+def _place(path: Path) -> str:
+    return f"{path.absolute().parent} {file_state(path)}"
 
 
 def open_picture_encoder(path: Path, vocabulary: Vocabulary, fingerprint: str | None) -> PictureEncoder:

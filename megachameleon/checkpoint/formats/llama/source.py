@@ -4,6 +4,7 @@ Rows of embedding and head move to the ids that their pieces have in the new voc
 get new rows; queries and keys get a norm as near to identity as one can be. All else is as it was, and in our order.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -74,7 +75,8 @@ class LlamaSource:
             model=model,
             dtype=self._dtype,
             origin=path,
-            identity=f"{identity} {text.fingerprint} {qk_norm} {model.qk_norm_groups}",
+            # The ids too: they follow from Llama's own tokenizer, which may be put right between two attempts.
+            identity=f"{identity} {hashlib.sha256(self.ids).hexdigest()} {qk_norm} {model.qk_norm_groups}",
             vocabulary=asdict(text.vocabulary),
             tokenizers={"text": text.fingerprint, "image": None},
             lineage={"datasets": {}, "parent": None, "starts": [], "imported_from": self._record(settings, identity)},
