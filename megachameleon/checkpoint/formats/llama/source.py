@@ -76,7 +76,7 @@ class LlamaSource:
             dtype=self._dtype,
             origin=path,
             # The ids too: they follow from Llama's own tokenizer, which may be put right between two attempts.
-            identity=f"{identity} {hashlib.sha256(self.ids).hexdigest()} {qk_norm} {model.qk_norm_groups}",
+            identity=f"{identity} {hashlib.sha256(self.ids.tobytes()).hexdigest()} {qk_norm} {model.qk_norm_groups}",
             vocabulary=asdict(text.vocabulary),
             tokenizers={"text": text.fingerprint, "image": None},
             lineage={"datasets": {}, "parent": None, "starts": [], "imported_from": self._record(settings, identity)},
