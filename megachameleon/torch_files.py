@@ -23,6 +23,10 @@ Part = tuple[slice, ...]
 MOST_PICKLE_BYTES = 16 << 20
 """`data.pkl` of a shard with 600 tensors has 0.1 MB."""
 MOST_AXES = 16
+MOST_ARGUMENTS = 16
+"""Of a call; a pickle can repeat one long list as arguments a million times in a few bytes each."""
+MOST = 1 << 48
+"""For every number of a tensor, and for numbers that are keys; far above all that files have."""
 BLOCK = 1 << 20
 """Bytes that are read at a time where they go to places apart."""
 STORAGES = {
@@ -174,7 +178,7 @@ def _entries(file: BinaryIO) -> dict[str, tuple[int, int]]:
         found[name.removeprefix(root)] = start, info.file_size
         spans.append((info.header_offset, start + info.file_size, name))
     spans.sort()
-    limits = [start for start, _, _ in spans[1:]] + [file.seek(0, os.SEEK_END)]
+    limits = [start for start, _, _ in spans[1:]] + [archive.start_dir]
     for (_, end, name), limit in zip(spans, limits, strict=True):
         if end > limit:
             raise _RefusedError(f"the zip's entry {name!r} reaches into what follows it; copy the file again")
@@ -220,7 +224,7 @@ class _Machine:
             "torch._utils _rebuild_tensor_v2": self._tensor,
             "torch._utils _rebuild_parameter": lambda data, *_: data,
             "collections OrderedDict": lambda: {},
-            "torch Size": tuple,
+            "torch Size": self._size,
         }
 
     def run(self, pickle: bytes) -> Any:
@@ -266,6 +270,8 @@ class _Machine:
             stack.append(self._storage(*stack.pop()))
         elif code == "REDUCE":
             arguments = stack.pop()
+            if len(arguments) > MOST_ARGUMENTS:
+                raise _RefusedError(f"data.pkl has a call with {len(arguments):,} arguments; tensors need a few")
             stack.append(self._rebuilds[stack.pop().name](*arguments))
         elif code == "BUILD" and isinstance(stack[-2], dict):
             stack.pop()  # attributes of an OrderedDict: versions of modules
@@ -288,6 +294,8 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | int):  # a tuple of tuples may take forever to be hashed
                 raise _RefusedError(f"data.pkl has a key of type {type(key).__name__}; only names and numbers are read")
+            if isinstance(key, int) and abs(key) >= MOST:  # those with equal hashes could be chosen
+                raise _RefusedError(f"data.pkl has a key of {key.bit_length()} bits; take another copy")
             target[key] = value
 
     def _known(self, name: str) -> _Global:
@@ -312,11 +320,18 @@ class _Machine:
             )
         return _Storage(value, start, num_values)
 
+    def _size(self, lengths: Any) -> tuple[Any, ...]:
+        if len(lengths) > MOST_AXES:
+            raise _RefusedError(f"data.pkl has the shape of a tensor with {len(lengths):,} axes; take another copy")
+        return tuple(lengths)
+
     def _tensor(self, storage: _Storage, offset: int, shape: Any, stride: Any, *_: Any) -> TorchTensor:
         numbers = (offset, *shape, *stride)
         if any(type(n) is not int for n in numbers):
             raise _RefusedError("a tensor whose shape, strides or offset are no whole numbers cannot be")
-        if len(shape) != len(stride) or len(shape) > MOST_AXES or min(numbers) < 0:
+        # Of no values, too: torch computes with all lengths and strides as 64 bits hold them.
+        most = max(*numbers, math.prod(max(n, 1) for n in shape[:MOST_AXES]))
+        if len(shape) != len(stride) or len(shape) > MOST_AXES or min(numbers) < 0 or most >= MOST:
             raise _RefusedError(f"a tensor of shape {shape} and strides {stride} at {offset} cannot be")
         count = math.prod(shape)
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else 0

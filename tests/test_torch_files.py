@@ -184,6 +184,8 @@ def test_a_zip_made_by_hand_is_read(tmp_path):
         Made(shape=(2, 2), stride=(1,)),
         Made(shape=(2.0,)),
         Made(shape=(1,) * 40, stride=(1,) * 40),
+        Made(shape=(1, 4), stride=(2**70, 1)),
+        Made(shape=(0, 2**40, 2**40), stride=(1, 1, 1)),
     ],
 )
 def test_tensors_that_lie_about_their_size(tmp_path, made):
@@ -217,6 +219,9 @@ def test_storages_that_lie_about_their_size(tmp_path, storage):
         ([], {"pickle": b"\x80\x02q\xff."}, "cut off, or damaged"),
         ([], {"pickle": b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R."}, "an object of os.system"),
         ([], {"pickle": b"\x80\x02}))N\x86Ns."}, "a key of type tuple"),
+        ([], {"pickle": b"\x80\x02}\x8a\x08" + bytes(7) + b"\x01Ns."}, "a key of 57 bits"),  # its hash may be another's
+        ([], {"pickle": b"\x80\x02ctorch\nSize\n](" + b"N" * 17 + b"e\x85R."}, "of a tensor with 17 axes"),
+        ([], {"pickle": b"\x80\x02ccollections\nOrderedDict\n(" + b"N" * 17 + b"tR."}, "a call with 17 arguments"),
         ([], {"pickle": b"\x80\x02(lp0\n."}, "the instruction LIST"),
     ],
 )
@@ -259,6 +264,10 @@ def test_an_entry_that_reaches_into_the_next(tmp_path):
     sizes = data[central + 20 : central + 28]
     assert sizes == (16).to_bytes(4, "little") * 2
     path.write_bytes(data[: central + 20] + (1 << 20).to_bytes(4, "little") * 2 + data[central + 28 :])
+    with pytest.raises(ValueError, match="'archive/data/0' reaches into what follows it"):
+        read_torch_index(path)
+    last = (16 + len(data) - central).to_bytes(4, "little") * 2  # to the end of the file: the directory is no value
+    path.write_bytes(data[: central + 20] + last + data[central + 28 :])
     with pytest.raises(ValueError, match="'archive/data/0' reaches into what follows it"):
         read_torch_index(path)
 

@@ -13,6 +13,8 @@ from megachameleon.torch_files import TorchTensor, read_part, read_torch_index
 MOST_DEPTH = 8
 """Of dictionaries in each other, such as `state_dict` or `model`."""
 MOST_VALUES = 1_000_000
+LONGEST_NAME = 1_000
+"""Characters; one long key would stand in the name of everything below it."""
 
 
 class TorchFile:
@@ -30,6 +32,8 @@ class TorchFile:
         for count, (name, value) in enumerate(_leaves(read_torch_index(path), "", 0)):
             if count == MOST_VALUES:
                 raise ValueError(f"{path}: holds more than {MOST_VALUES:,} values; no model does")
+            if len(name) > LONGEST_NAME:
+                raise ValueError(f"{path}: holds a name of {len(name):,} characters; no model does")
             if isinstance(value, TorchTensor):
                 self._places[name] = value
             elif isinstance(value, str | int | float | bool) and len(self.metadata) < 100:
@@ -49,8 +53,9 @@ class TorchFile:
 
 
 def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    # Empty ones are leaves, too, so that the leaves bound the time where the same dictionary stands in many places.
     items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None or depth == MOST_DEPTH:
+    if not value or items is None or depth == MOST_DEPTH:
         yield name, value
         return
     for key, inner in items:
