@@ -45,15 +45,15 @@ def averaging_note(origin: Path, distances: Mapping[str, float], *, averaged: bo
     worst = max(apart, key=lambda name: apart[name])
     if averaged:
         return f"QK-norms of the heads of a group were averaged; they were up to {apart[worst]:.3g} apart ({worst})"
-    layers = _ranges(sorted({layer_of(name)[0] or 0 for name in apart}))
+    layers = ranges(sorted({layer_of(name)[0] or 0 for name in apart}))
     raise ValueError(
         f"{origin}: heads of a group differ in {len(apart)} QK-norm tensors (by up to {apart[worst]:.3g} in {worst}; "
         f"layers {layers}): {remedy}, or --average-qk-norm, which changes the model"
     )
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Such as `0-3, 7`."""
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words, such as `0-3, 7`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -31,17 +31,18 @@ class ShardedTensors(StoredTensors):
 
     def __init__(self, files: Mapping[str, RawFile]) -> None:
         super().__init__([])
+        self._names: dict[str, str] = {}
         for file in files.values():
             for name, tensor in file.tensors.items():
                 full = name if len(files) == 1 else f"{file.path.stem.removeprefix('consolidated.')}:{name}"
-                self._homes[full] = file
+                self._homes[full], self._names[full] = file, name
                 self.infos[full] = TensorInfo(
                     shape=tensor.shape, dtype=tensor.dtype, files=(file.path.name,), problem=tensor.problem
                 )
 
     def read(self, name: str, part: tuple[slice, ...] | None = None) -> Any:
         """See `Tensors`."""
-        return self._homes[name].read(name.rpartition(":")[2], part)
+        return self._homes[name].read(self._names[name], part)
 
 
 def describe_meta(folder: Path) -> Report:

@@ -1,6 +1,5 @@
 """From a path to what it is."""
 
-import json
 from pathlib import Path
 
 from megachameleon.checkpoint.folder import (
@@ -10,6 +9,7 @@ from megachameleon.checkpoint.folder import (
     is_whole,
     named_checkpoints,
 )
+from megachameleon.checkpoint.formats.conversion import CHECKED, JOB_FILE, PARTIAL, RECORDS
 from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE
 from megachameleon.checkpoint.formats.meta.names import PARAMS_FILE
 from megachameleon.checkpoint.inspection.huggingface import describe_huggingface
@@ -27,7 +27,6 @@ from megachameleon.checkpoint.inspection.small_files import (
 from megachameleon.checkpoint.inspection.tensors import StoredTensors
 from megachameleon.checkpoint.retention import HIDDEN
 
-JOB_FILE, RECORDS, PARTIAL = "conversion.json", "records", ".partial"
 CHECKPOINTS, MOST_NAMED = "checkpoints", 6
 WHOLE_FOLDERS = (MANIFEST_FILE, CONFIG_FILE, PARAMS_FILE, INDEX_FILE, "model.safetensors.index.json")
 
@@ -129,7 +128,8 @@ def _conversion(folder: Path) -> Report:
     problems: list[str] = []
     job = read_mapping(folder / JOB_FILE, problems)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    data = [path for path in paths if path.name != JOB_FILE and path.parent != folder / RECORDS]
+    records = folder / RECORDS, folder / CHECKED
+    data = [path for path in paths if path.name != JOB_FILE and path.parent not in records]
     done = {path.name.removesuffix(".json").replace("+", "/") for path in paths if path.parent == folder / RECORDS}
     opened: list[RawFile] = []
     report = Report(path=folder, format="conversion", what="", stored=StoredTensors([]), problems=problems)
@@ -156,5 +156,5 @@ def _conversion(folder: Path) -> Report:
 def _as_far_as_written(path: Path) -> RawFile | None:
     try:
         return open_file(path)
-    except (OSError, ValueError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None  # begun only

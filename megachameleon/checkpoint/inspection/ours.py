@@ -16,12 +16,14 @@ from megachameleon.checkpoint.folder import (
     CheckpointManifest,
     parse_manifest,
 )
+from megachameleon.checkpoint.formats.grouping import ranges
+from megachameleon.checkpoint.formats.megatron.source import MASTER, OPTIMIZER
+from megachameleon.checkpoint.formats.plain import MOST_LAYERS
 from megachameleon.checkpoint.inspection.naming import layer_and_kind
 from megachameleon.checkpoint.inspection.raw import NAMES, RawFile, listed
 from megachameleon.checkpoint.inspection.report import Facts, Report
 from megachameleon.checkpoint.inspection.shape import (
     LARGEST_SIZE,
-    MOST_LAYERS,
     model_facts,
     require_sensible,
     vocabulary_facts,
@@ -40,7 +42,6 @@ from megachameleon.checkpoint.tensors import Index, Part, TensorEntry, index_fro
 from megachameleon.config import RunConfig, load_config
 from megachameleon.config.loading import EXTENDS
 
-OPTIMIZER, MASTER = "optimizer.", "optimizer.master."
 STATES = {
     "tmp": "an attempt to save that was not finished",
     "replaced": "gave its name to a newer checkpoint of the same step",
@@ -192,7 +193,7 @@ def _holds(boxes: list[tuple[str, Part]]) -> str:
     places = [layer_and_kind(f"{part.name}")[0] for key, part in boxes]
     layers = sorted({layer for layer in places if layer is not None})
     outside = sorted({_short(key) for key, _ in boxes if ".layers." not in key})
-    said = [f"layer{'s' if len(layers) > 1 else ''} {_ranges(layers)}"] if layers else []
+    said = [f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"] if layers else []
     said += outside
     values = sum(math.prod(part.box.shape) for _, part in weights)
     said.append(f"{values:,} weights")
@@ -204,17 +205,6 @@ def _holds(boxes: list[tuple[str, Part]]) -> str:
 def _short(key: str) -> str:
     names = {"word_embeddings": "embedding", "final_layernorm": "final norm", "output_layer": "head"}
     return next((said for name, said in names.items() if name in key), key)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Such as `0-3, 7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
 
 
 def _take_sections(

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from megachameleon.checkpoint.formats.plain import MOST_LAYERS
 from megachameleon.checkpoint.inspection.report import Facts
 from megachameleon.config import ModelConfig, load_config
 from megachameleon.tokens.vocabulary import Vocabulary
 
 FAMILIES = {"Chameleon 7B": "chameleon_7b", "Chameleon 34B": "chameleon_34b"}
 SHAPE = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size", "norm_order")
-MOST_LAYERS, LARGEST_SIZE = 4096, 1 << 31
+LARGEST_SIZE = 1 << 31
 
 
 def require_sensible(model: ModelConfig, origin: str) -> None:

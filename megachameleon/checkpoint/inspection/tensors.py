@@ -225,8 +225,9 @@ def _plain_info(shape: Shape, known: TensorInfo | None, is_norm: bool) -> Tensor
     if known is None:
         return TensorInfo(shape=shape, dtype=torch.float32, problem="missing")
     # A norm may be stored by head, by group, or once for all.
-    fits = known.shape[-1:] == shape[-1:] and not shape[0] % (known.shape[0] if len(known.shape) == 2 else 1)
-    if known.shape != shape and not (is_norm and fits):
+    rows = known.shape[0] if len(known.shape) == 2 else 1
+    fits = is_norm and known.shape[-1:] == shape[-1:] and rows > 0 and shape[0] % rows == 0
+    if known.shape != shape and not fits:
         problem = f"is {list(known.shape)}, the configuration says {list(shape)}"
         return replace(known, problem=known.problem or problem)
     return replace(known, shape=shape)

@@ -10,6 +10,7 @@ import torch
 from inspecting import as_json, checkpoint_in, copy_of, measured, run_tool_here
 from safetensors.torch import load_file, save_file
 
+from megachameleon.checkpoint.inspection import raw_torch
 from megachameleon.checkpoint.inspection.checking import check_files
 from megachameleon.checkpoint.inspection.opening import inspect
 from megachameleon.checkpoint.inspection.raw import SafetensorsFile
@@ -122,7 +123,9 @@ def test_set_aside_and_older_ones(formats, tmp_path):
 
 def test_an_unfinished_conversion(formats, tmp_path):
     folder = tmp_path / ".mine.converting"
-    (folder / "records").mkdir(parents=True)
+    for name in ("records", "checked"):
+        (folder / name).mkdir(parents=True)
+    (folder / "checked" / "tensors_00000.safetensors.0a1b").touch()  # a file of the source whose hash was compared
     (folder / "conversion.json").write_text('{"source": "/some/where"}')
     data = (formats["hf"] / "model.safetensors").read_bytes()
     (folder / "model-00001-of-00002.safetensors").write_bytes(data)
@@ -215,6 +218,35 @@ def test_files_that_are_none(tmp_path, data, said):
     assert said in inspect(tmp_path / "x.safetensors").problems[0]
 
 
+def test_the_same_dictionary_in_ever_so_many_places(tmp_path, monkeypatch):
+    """Which a pickle says in a few bytes; without a value in it nothing would ever be counted."""
+    monkeypatch.setattr(raw_torch, "MOST_VALUES", 1000)
+    made = {}
+    for _ in range(6):
+        made = dict.fromkeys(range(10), made)
+    torch.save(made, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="more than 1,000 values"):
+        inspect(tmp_path / "x.pth")
+    torch.save({"x" * 1001: {"a": torch.ones(1)}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="a name of 1,003 characters"):
+        inspect(tmp_path / "x.pth")
+
+
+def test_a_colon_in_the_name_of_a_tensor_of_metas(tmp_path):
+    torch.save({"a:b": torch.ones(3), "b": torch.zeros(3)}, tmp_path / "consolidated.pth")
+    assert torch.equal(inspect(tmp_path).stored.read("a:b"), torch.ones(3))
+
+
+def test_a_table_without_rows(formats, tmp_path):
+    folder = copy_of(formats["hf"], tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:0]
+    save_file(tensors, folder / "model.safetensors")
+    report, found = measured(folder)
+    assert any("head (is [0, " in problem for problem in report.problems)
+    assert "embedding" in found.numbers and "head" not in found.numbers
+
+
 def test_names_that_leave_the_folder_are_not_opened(formats, tmp_path):
     folder = tmp_path / "inside"
     folder.mkdir()
@@ -248,7 +280,12 @@ def test_a_configuration_that_extends_another_is_not_followed(formats, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "settings", ['{"model_type": "chameleon", "num_hidden_layers": 1000000000}', "[1]", "{", "\x00"]
+    "settings",
+    [
+        '{"model_type": "chameleon", "num_hidden_layers": 1000000000}',
+        '{"model_type": "chameleon", "num_hidden_layers": 1001}',
+        *("[1]", "{", "\x00"),
+    ],
 )
 def test_settings_that_make_no_sense(formats, tmp_path, settings, capsys):
     folder = copy_of(formats["hf"], tmp_path / "hf")
