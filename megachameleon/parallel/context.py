@@ -21,11 +21,15 @@ class ParallelContext:
     """This process's device, its ranks and its process groups."""
 
     device: torch.device
+    """Where its tensors live: its GPU, or the CPU."""
     rank: int
+    """Global, from 0."""
     world_size: int
+    """Processes of the run."""
     groups: Any
     """megatron-core's ProcessGroupCollection."""
     config: ParallelConfig
+    """Sizes of the axes; the data-parallel one is in `data_parallel`."""
 
     @property
     def tensor_rank(self) -> int:
@@ -87,10 +91,12 @@ def parallel_context(
         ValueError: the layout does not divide the number of processes, or the environment contradicts itself.
     """
     place = own_place()
+    # Only for its check: what cannot fit must fail before a process waits for the others.
     config.data_parallel(place.world_size)
     device = pick_device(place.local_rank)
     install(device)
     if traces is not None and device.type == "cuda":
+        # Before any group exists: NCCL's groups read these variables when they are made.
         _record_collectives(traces)
     _init_process_group(device, place, timeout_seconds)
     try:
@@ -116,6 +122,7 @@ def model_axes(config: ParallelConfig, **arguments: Any) -> Iterator[Any]:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_parallel,
         pipeline_model_parallel_size=config.pipeline_parallel,
+        # Any number, even 1, means the interleaved schedule to megatron-core, which then wants a pipeline.
         virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
         context_parallel_size=config.context_parallel,
         **arguments,
@@ -146,4 +153,5 @@ def _init_process_group(device: torch.device, place: Place, timeout_seconds: int
     if world > 1:
         dist.init_process_group(backend, init_method="env://", rank=own, world_size=world, timeout=timeout)
     else:
+        # Alone: a store inside the process needs no port, so runs on one machine cannot meet by accident.
         dist.init_process_group(backend, store=dist.HashStore(), rank=own, world_size=world, timeout=timeout)

@@ -46,7 +46,7 @@ def communication_backend(device: torch.device) -> str:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 natively, so that it is worth using."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere: the first with bf16 tensor cores
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -56,7 +56,7 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def install(device: torch.device) -> None:
@@ -65,6 +65,7 @@ def install(device: torch.device) -> None:
     Raises:
         ValueError: megatron-core has another version than was tested, or would die with a broken Transformer Engine.
     """
+    # Both before the first import of megatron-core: it warns, and loads Transformer Engine, while it is imported.
     quiet_libraries()
     require_loadable_transformer_engine()
     if device.type == "cuda":
@@ -121,12 +122,14 @@ def _lead_cuda_to_cpu() -> None:
     torch.cuda.synchronize = lambda device=None: None
     # torch's own version queues the seed until CUDA starts, which it never does.
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    # Entered and never left: megatron-core asks for CUDA at any time, not in one block of ours.
     _CudaNamesOnCpu().__enter__()
     from megatron.core.tensor_parallel import random as megatron_random
 
     tracker = _cpu_tracker_class(megatron_random)
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    # Marked as initialised too, or the first use would replace it by one that reads CUDA's generators.
     megatron_random._CUDA_RNG_STATE_TRACKER = tracker()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
 
@@ -142,6 +145,7 @@ def _cpu_tracker_class(megatron_random: Any) -> type:
             self.seeds_.add(seed)
             self.states_[name] = torch.Generator().manual_seed(seed).get_state()
 
+        # megatron-core's own takes any change of the CPU's generator in here for a mistake, and warns.
         @contextlib.contextmanager
         def fork(self, name: str = megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
             outer_state, outer_name = torch.get_rng_state(), str(self._current_state_name)

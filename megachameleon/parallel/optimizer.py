@@ -44,6 +44,7 @@ def build_optimizer(
         # Groups of gloo serve checkpoints only, and a fake world has none.
         gloo = dist.get_backend() != dist.Backend.FAKE
         optimizer = get_megatron_optimizer(megatron_config, list(chunks), use_gloo_process_groups=gloo)
+    # Set afterwards: megatron-core builds AdamW without a way to ask for its fused form.
     for part in parts_of(optimizer):
         if isinstance(part.optimizer, torch.optim.AdamW):
             for group in part.optimizer.param_groups:
@@ -74,10 +75,13 @@ def optimizer_step(
     """
     with optimizer_scope():
         optimizer.prepare_grads()
+        # A step may have no label at all: then nothing is divided, not by zero.
         divisor = num_tokens.float().clamp(min=1)
         norm = gradient_norm(optimizer) / divisor
         if clip_grad > 0:
+            # Clipping as in torch's clip_grad_norm_, 1e-6 included; only its factor goes into the one division.
             divisor = divisor * ((norm + 1e-6) / clip_grad).clamp(min=1)
+        # The norm is of the mean gradient and before clipping, which is what limits are set on.
         skip = refuses(norm)
         if not all(_skips_on_the_device(part) for part in parts_of(optimizer)) and bool(skip):
             return norm
@@ -98,6 +102,7 @@ def _divide(part: Any, divisor: Tensor, skip: Tensor) -> None:
     if adam is None:
         return
     if _skips_on_the_device(part):
+        # The hand-over of torch's GradScaler: a fused update divides by the one, and does nothing if the other is 1.
         adam.grad_scale, adam.found_inf = divisor, skip.float()
         return
     gradients = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
@@ -110,6 +115,7 @@ def gradient_norm(optimizer: Any) -> Tensor:
 
     megatron-core's own reads one number from the device for each parameter where there is no apex.
     """
+    # Without CUDA this is the CPU: device.py leads it there.
     total = torch.zeros((), device=torch.cuda.current_device())
     for part in parts_of(optimizer):
         gradients = part.get_main_grads_for_grad_norm()
@@ -136,6 +142,7 @@ def build_schedule(optimizer: Any, config: OptimizerConfig, num_steps: int) -> A
         end_wd=config.weight_decay,
         wd_incr_steps=num_steps,
         wd_incr_style="constant",
+        # megatron-core has exponential decay only as the last phase of WSD: that phase follows the warm-up here.
         wsd_decay_steps=num_steps - config.warmup_steps if exponential else None,
         lr_wsd_decay_style="exponential" if exponential else None,
     )
@@ -143,8 +150,10 @@ def build_schedule(optimizer: Any, config: OptimizerConfig, num_steps: int) -> A
 
 def set_learning_rate(schedule: Any, step: int, factor: float = 1.0) -> float:
     """Set the rate of the update that ends optimizer step `step` (counted from 1), times `factor`; returns it."""
+    # From 0 each time: its own count would go on from wherever it was before a resume or a roll-back.
     schedule.num_steps = 0
     schedule.step(increment=step)
+    # `step` has just set the rates anew, so factors of earlier steps are not multiplied up.
     if factor != 1.0:
         for group in schedule.optimizer.param_groups:
             group["lr"] *= factor

@@ -19,8 +19,11 @@ class HeldState:
     """The optimizer's state of the values `start` to `stop` of a model's parameter, which are counted row by row."""
 
     parameter: torch.nn.Parameter
+    """Of the model, in its own precision."""
     start: int
+    """First value, counted in row-major order."""
     stop: int
+    """One behind the last."""
     tensors: dict[str, Tensor]
     """By name, [stop - start] in fp32, views of what the update works on: the moments `exp_avg` and `exp_avg_sq`, and
     `master` for a parameter that is not fp32 itself."""
@@ -41,6 +44,7 @@ def held_states(optimizer: Any) -> Iterator[HeldState]:
     """
     for part in parts_of(optimizer):
         if part.optimizer is not None:  # a process that holds no parameter of a kind has none
+            # Only the distributed optimizer has this map.
             yield from _distributed(part) if hasattr(part, "model_param_group_index_map") else _plain(part)
 
 
@@ -51,6 +55,7 @@ def own_share(states: Iterable[HeldState], rank: int, size: int) -> Iterator[Hel
     """
     states = list(states)
     total = sum(held.stop - held.start for held in states if held.replicated)
+    # Products before the division, so that neighbours' ends meet and nothing is lost or stored twice.
     low, high = total * rank // size, total * (rank + 1) // size
     for held in states:
         if not held.replicated:
@@ -77,6 +82,7 @@ def create_state(optimizer: Any) -> None:
                 for name in MOMENTS:
                     state.setdefault(name, torch.zeros_like(parameter))
                 if isinstance(adam, torch.optim.AdamW):
+                    # As torch itself does: a fused update counts on the device, any other on the host.
                     device = parameter.device if group["fused"] else "cpu"
                     state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
 
@@ -99,6 +105,7 @@ def set_updates_done(optimizer: Any, count: int) -> None:
     for adam in _adams(optimizer):
         if isinstance(adam, torch.optim.AdamW):
             for state in adam.state.values():
+                # In place, for each parameter: a count that parameters share would be raised once for each of them.
                 state["step"].fill_(count)
         else:
             for group in adam.param_groups:

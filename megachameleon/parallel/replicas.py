@@ -35,6 +35,7 @@ def wrap_replicas(decoders: Sequence[torch.nn.Module], config: ParallelConfig) -
     chunks: Chunks = []
     for number, decoder in enumerate(decoders):
         transformer_config: Any = decoder.config
+        # fp32 needs no casts at the edges of a stage.
         inner = Float16Module(transformer_config, decoder) if transformer_config.bf16 else decoder
         # Only the first chunk's communication is on the critical path: the others go in one piece.
         replica = DistributedDataParallel(transformer_config, replica_config, inner, disable_bucketing=number > 0)
@@ -80,4 +81,5 @@ def finalize_gradients(
     """
     from megatron.core.distributed import finalize_model_grads
 
+    # None in place of the number of tokens: without one it does not divide.
     finalize_model_grads(chunks, None, pg_collection=pg_collection, **arguments)

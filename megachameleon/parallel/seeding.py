@@ -15,6 +15,7 @@ from megachameleon.parallel.context import ParallelContext
 def derive_seed(*parts: int | str) -> int:
     """A 48-bit seed from a tuple of numbers and names."""
     text = "/".join(map(str, parts))
+    # A hash, not arithmetic: torch's CPU generator looks at no more than 32 bits of its seed.
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
 
 
@@ -22,6 +23,7 @@ def seed_step(seed: int, step: int, context: ParallelContext) -> None:
     """Seed all generators of this process for one training step."""
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    # No tensor rank here: megatron-core adds it itself, to the seed of split regions only.
     place = (context.pipeline_rank, context.data_rank, context.context_rank)
     step_seed = derive_seed(seed, "step", step, *place)
     model_parallel_cuda_manual_seed(step_seed)
