@@ -54,6 +54,7 @@ class DocumentAttention(nn.Module):
         """
         assert packed_seq_params is not None, "the decoder makes the attention inputs of each micro-batch"
         inputs = packed_seq_params
+        # Before the gather: the tables have this rank's positions only.
         query = self.kernels.rotary(query, *inputs.query_rotary)
         key = self.kernels.rotary(key, *inputs.key_rotary)
         value = value.contiguous()  # a view would keep queries and keys from before their norms until backward
@@ -65,5 +66,6 @@ class DocumentAttention(nn.Module):
 def _whole_sequence(x: Tensor, group: Any) -> Tensor:
     from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
+    # True: backward sums over ranks, since queries of each rank add to the gradients of all keys.
     gathered = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
     return in_sequence_order(gathered, group.size())

@@ -59,6 +59,7 @@ def block_spec(
     layer = layer_spec(model, transformer_config, kernels, tensor_rank)
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(transformer_config, vp_stage=vp_stage),
+        # A bare list of layers would get a final norm of megatron-core's choice.
         layer_norm=ModuleSpec(BlockNorm, params={"kernel": kernels.rms_norm}),
     )
 
@@ -117,6 +118,7 @@ def _attention_spec(model: ModelConfig, kernels: Kernels, tensor_rank: int) -> M
             linear_qkv=kernels.linear.column,
             core_attention=ModuleSpec(DocumentAttention, params={"kernels": kernels}),
             linear_proj=kernels.linear.row,
+            # By the names of these two slots megatron-core sums their gradients over tensor ranks.
             q_layernorm=head_norm(model.num_attention_heads),
             k_layernorm=head_norm(model.num_query_groups),
         ),

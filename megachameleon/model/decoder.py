@@ -60,7 +60,7 @@ class Decoder(GPTModel):
         return super().forward(
             input_ids,
             position_ids,
-            None,
+            None,  # the mask: as a tensor it would be saved where layers are recomputed
             labels=targets,
             inference_context=inference_context,
             packed_seq_params=self._attention_inputs(input_ids, position_ids, document_ids, inference_context),
@@ -92,11 +92,13 @@ class Decoder(GPTModel):
         positions = natural_positions(chunks, device) if position_ids is None else position_ids
         query_rotary = key_rotary = rotary_tables(positions, head_dim, self.rope_theta, dtype)
         if inference_context is not None:
+            # The cache holds keys that were not turned yet, so all of them are, at each step.
             keys = natural_positions([(0, num_keys)], device)
             key_rotary = rotary_tables(keys, head_dim, self.rope_theta, dtype)
         return AttentionInputs(
             query_rotary=query_rotary,
             key_rotary=key_rotary,
+            # Here and not in a layer: all layers of the micro-batch follow this one plan.
             plan=self.kernels.attention.plan(layout),
             gather_over=gather_over,
         )
@@ -136,6 +138,7 @@ def build_decoder(
         transformer_layer_spec=block_spec(model, config, kernels, tensor_rank, vp_stage),
         vocab_size=model.vocab_size,
         max_sequence_length=model.context_length,
+        # Chunks go round the stages: embedding in the first of the first stage, head in the last of the last.
         pre_process=stage == 0 and vp_stage in (None, 0),
         post_process=stage == last_stage and vp_stage in (None, last_chunk),
         position_embedding_type="none",  # RoPE is part of our core attention

@@ -33,6 +33,7 @@ class TokenEmbedding(VocabParallelEmbedding):
                 config=config,
                 tp_group=plain.tp_group,
             )
+        # The same parameter, with the marks by which megatron-core knows that it is split.
         embedding.weight = plain.weight
         return embedding
 
@@ -41,6 +42,7 @@ class TokenEmbedding(VocabParallelEmbedding):
         local, elsewhere = input_, None
         if self.tp_group.size() > 1:
             elsewhere = (input_ < self.vocab_start_index) | (input_ >= self.vocab_end_index)
+            # Row 0 stands in: an index must be valid, and what it reads is set to zero.
             local = (input_ - self.vocab_start_index).masked_fill_(elsewhere, 0)
         rows = _Lookup.apply(local, elsewhere, self.weight)
         if self.reduce_scatter_embeddings:
@@ -60,6 +62,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ids, elsewhere, weight = ctx.saved_tensors
+        # Else all of them would be added to row 0, which stood in for them.
         if elsewhere is not None:
             grad = grad.masked_fill(elsewhere.unsqueeze(-1), 0)
         main_grad = getattr(weight, "main_grad", None)
@@ -75,4 +78,5 @@ def _add_rows(total: Tensor, ids: Tensor, grad: Tensor) -> Tensor:
     rows = grad.flatten(0, 1).to(total.dtype)
     if total.device.type == "cpu":
         return total.index_add_(0, ids.flatten(), rows)
+    # On CUDA index_add_ adds atomically, in any order; this one sorts first.
     return total.index_put_((ids.flatten(),), rows, accumulate=True)

@@ -38,6 +38,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, *, tensor_rank:
 def global_names(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters with the names they have in a model that is not split into pipeline stages."""
     layers: Any = model.decoder.layers  # type: ignore[union-attr]
+    # megatron-core counts layers from 1, over all stages; modules of a stage count from 0.
     numbers = {str(i): str(layer.layer_number - 1) for i, layer in enumerate(layers)}
     for name, parameter in model.named_parameters():
         yield re.sub(r"(?<=decoder\.layers\.)\d+", lambda match: numbers[match[0]], name), parameter
@@ -61,5 +62,6 @@ def slice_for_rank(full: Tensor, name: str, parameter: Tensor, tensor_rank: int,
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
+    # A hash, not arithmetic: torch's CPU generator looks at no more than 32 bits of its seed.
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=6).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

@@ -20,13 +20,16 @@ class SequenceLayout:
     """
 
     batch: int
+    """Sequences of the micro-batch."""
     num_keys: int
+    """Positions of a whole sequence, those on other ranks and cached ones included."""
     query_chunks: tuple[tuple[int, int], ...]
     """(start, length) of each run of queries among the keys, in the order in which this process holds them."""
     document_ids: Tensor | None
     """int [batch, num_keys]; a query sees earlier keys of its own document, whose ids stand together. None means one
     document a row."""
     device: torch.device
+    """Where queries and keys are."""
     for_generation: bool = False
     """Whether this is one of many short reads, each of another length."""
 
@@ -48,7 +51,9 @@ class AttentionInputs:
     recomputation passes by reference; the class attributes are what megatron-core reads there."""
 
     query_rotary: Rotary
+    """For this process's queries."""
     key_rotary: Rotary
+    """For its keys; in generation, for the cached ones too."""
     plan: Any
     """What the attention kernel made of the SequenceLayout."""
     gather_over: Any | None = None
@@ -71,11 +76,13 @@ def context_chunks(sequence_length: int, rank: int, size: int) -> tuple[tuple[in
 def in_sequence_order(gathered: Tensor, size: int) -> Tensor:
     """Chunks as context-parallel ranks hold them, concatenated by rank along dim 0, to the order of the sequence."""
     ranks = gathered.unflatten(0, (size, 2, -1))
+    # The second chunks stand in falling order: rank r holds number 2n - 1 - r.
     return torch.cat((ranks[:, 0].flatten(0, 1), ranks[:, 1].flip(0).flatten(0, 1)))
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
     """Cosines and sines of RoPE (arXiv 2104.09864) for positions [b, s], computed in fp32."""
+    # In fp32: bf16 has no whole number between 256 and 258.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
     angles = position_ids.t().float()[:, :, None, None] * theta**-exponents
     return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -38,7 +38,9 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        # Sums over tokens, divided once: exact where ranks have different numbers of labels.
         calculate_per_token_loss=True,
+        # The other way allocates on the GPU by name, whatever the default device.
         use_cpu_initialization=True,
         # Initialisation is ours (initialization.py), but only this path marks which parameters are split.
         perform_initialization=True,
@@ -48,7 +50,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         # Batched transfers are silently wrong in the interleaved schedule of two stages; single ones overlap there.
         # `deallocate_pipeline_outputs` stays off: it frees what gloo is still sending.
         batch_p2p_comm=chunks == 1,
-        batch_p2p_sync=False,
+        batch_p2p_sync=False,  # true waits for the device, for the sake of old versions of PyTorch
         overlap_p2p_comm=chunks > 1,
         **_recompute(parallel),
         **_float8(kernels),
@@ -75,6 +77,7 @@ def _float8(kernels: KernelsConfig) -> dict[str, Any]:
     if kernels.fp8 == "te_delayed":  # scales from the largest of 1,024 micro-batches
         return {"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
     if kernels.fp8 == "te_tensorwise":
+        # Hybrid: e4m3 forward, e5m2 for gradients, which need its range.
         return {"fp8": "hybrid", "fp8_recipe": "tensorwise"}
     return {}
 

@@ -26,6 +26,7 @@ from megachameleon.model.head import Targets, loss_sums
 from megachameleon.model.kernels.linear import add_product
 from megachameleon.model.main_grad import added_to_main_grad
 
+# On a CPU exp2 of a multiple takes an eighth of the time of exp in fp32.
 LOG2_E = math.log2(math.e)
 
 
@@ -34,10 +35,14 @@ class BlockSizes:
     """How much is computed at a time."""
 
     tokens: int
+    """Rows of hidden states."""
     vocabulary: int
+    """Ids, that is columns of logits, of this rank."""
 
 
+# Measured: the whole vocabulary at once takes a fifth longer; half or twice these sizes, as long.
 CPU_SIZES = BlockSizes(tokens=1024, vocabulary=2048)
+# Not chosen by measurement yet. 1 << 30: the whole vocabulary in one block.
 GPU_SIZES = BlockSizes(tokens=2048, vocabulary=1 << 30)
 
 
@@ -95,6 +100,7 @@ class _HeadFunction(torch.autograd.Function):
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         first = torch.zeros_like(upstream)
         first[0] = 1
+        # Asynchronous: the host need not wait for the device to look.
         torch._assert_async((upstream == first).all(), "head: the gradient of the loss must be 1, of other sums 0")
         return *ctx.saved_tensors, None, None, None, None, None
 
@@ -165,6 +171,7 @@ class _Workspace:
         """nll and log Z, fp32 [num_tokens]; leaves the logits in the workspace."""
         parts = []
         for rows, logits in self.blocks(len(x)):
+            # Into memory that is there: filling fresh memory takes ten times as long.
             torch.mm(x, self.weight[rows].t(), out=logits)
             local = labels - (self.first_id + rows.start)
             if x.is_cuda:
@@ -175,6 +182,7 @@ class _Workspace:
         log_z, target = torch.logsumexp(largest + sums.log_(), 0), targets.sum(0)
         if self.group.size() > 1:
             everyone = log_z.new_empty(self.group.size(), 2 * len(x))
+            # Both in one message; log Z of the ranks cannot be summed, so all are gathered.
             dist.all_gather_into_tensor(everyone.view(-1), torch.cat((log_z, target)), group=self.group)
             log_z, target = torch.logsumexp(everyone[:, : len(x)], 0), everyone[:, len(x) :].sum(0)
         return log_z - target, log_z
@@ -196,10 +204,12 @@ class _Workspace:
 
     def _statistics(self, logits: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `statistics`, in the workspace's memory."""
+        # Widened first: amax of bf16 takes longer on a CPU than the copy and amax of fp32.
         wide = self.widened(logits)
         column, here = _find(local, logits.size(1))
         target = wide.gather(1, column).masked_fill_(~here, 0).squeeze(1)
         largest = wide.amax(-1)
+        # Not in place: fp32 logits are `wide` itself, and the pass for the gradients still needs them.
         shifted = torch.sub(wide, largest.unsqueeze(-1), out=self.wide[: wide.numel()].view_as(wide))
         return largest, shifted.mul_(LOG2_E).exp2_().sum(-1), target
 
@@ -236,6 +246,7 @@ def gradient(logits: Tensor, local: Tensor, log_z: Tensor, scale: Tensor, weight
     return (softmax * scale.unsqueeze(-1) - torch.where(is_label, weights.unsqueeze(-1), 0)).to(logits.dtype)
 
 
+# Not used on the CPU, where torch.compile needs a C++ compiler, which a newcomer may not have.
 COMPILED_STATISTICS = torch.compile(statistics)
 COMPILED_GRADIENT = torch.compile(gradient)
 """For CUDA: a pass over the logits each, instead of one for each operation. Compiled when first called."""

@@ -25,7 +25,10 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """FP8 rows and their fp32 scales [rows, 1]; `x` is about the product of the two."""
     wide = x.float()
+    # At least 1e-12, so that a row of zeros is not divided by zero.
     scale = wide.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(LARGEST)
+    # Clamped, for e4m3fn has no infinity and a cast from beyond its largest gives NaN; laid out
+    # anew, for scaled_mm wants rows in order and a cast keeps the strides of `weight.t()`.
     return (wide / scale).clamp_(-LARGEST, LARGEST).to(FORMAT, memory_format=torch.contiguous_format), scale
 
 

@@ -128,6 +128,7 @@ class _LinearProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.products, ctx.group, ctx.gather, ctx.reduce = products, group, gather, reduce
+        # Not kept: the buffer is shared by all layers, and backward gathers again.
         whole = _gather_start(x, group)[0] if gather else x
         return products.output(whole.flatten(0, -2), weight).view(*whole.shape[:-1], -1)
 
@@ -137,6 +138,7 @@ class _LinearProduct(torch.autograd.Function):
         group, wants_weight = ctx.group, ctx.needs_input_grad[1]
         whole, waiting = x, None
         if ctx.gather and wants_weight:
+            # The gather runs beside the next product, which does not need it.
             whole, waiting = _gather_start(x, group, async_op=True)
         rows = grad.flatten(0, -2).contiguous()
         grad_x = ctx.products.input_gradient(rows, weight).view(*grad.shape[:-1], -1)
@@ -145,6 +147,7 @@ class _LinearProduct(torch.autograd.Function):
         reduced = None
         if ctx.gather:
             total, grad_x = grad_x, torch.empty_like(x)
+            # The sum over ranks runs beside the product for the weight.
             reduced = dist.reduce_scatter_tensor(grad_x, total, group=group, async_op=True)
         elif ctx.reduce:
             reduced = dist.all_reduce(grad_x, group=group, async_op=True)

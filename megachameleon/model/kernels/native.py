@@ -67,6 +67,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         shared = weight.dim() == 1
+        # torch's kernel takes one affine for all rows, not one for each head.
         output, mean, scale = torch.native_layer_norm(
             x, (x.size(-1),), weight if shared else None, bias if shared else None, eps
         )
@@ -76,6 +77,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
+        # With the affine in the gradient already, the kernel sees a plain norm and sums nothing in bf16.
         grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad * weight, x, (x.size(-1),), mean, scale, None, None, (True, False, False)
         )
@@ -147,6 +149,7 @@ class Attention:
         """What tells queries their keys: nothing (causal), segments (CPU), a block mask, or a dense mask in generation,
         whose many lengths would each be compiled."""
         if layout.device.type == "cpu":
+            # With cached keys, queries are a few at the end: pieces are planned for whole sequences only.
             whole = layout.covers_all_keys or not layout.for_generation
             return plan_segments(layout) if whole else reference.visible(layout)
         if layout.covers_all_keys and layout.document_ids is None:
@@ -201,6 +204,7 @@ def _block_mask(layout: SequenceLayout) -> Any:
 
     return create_block_mask(
         causal if ids is None else causal_in_document,
+        # None: one mask for all rows, or for all heads.
         None if ids is None else layout.batch,
         None,
         len(queries),

@@ -101,6 +101,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, group: torch.distributed.Proc
         Two fp32 tensors [n].
     """
     wide = logits.float()
+    # Without a gradient: the maximum cancels out of the loss.
     largest = wide.detach().amax(-1)
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
     shifted = wide - largest.unsqueeze(-1)
@@ -130,6 +131,7 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Targets, group: Any, sequ
         weight,
         bias=None,
         gradient_accumulation_fusion=False,
+        # Under sequence parallelism a reduce-scatter does this sum.
         allreduce_dgrad=split and not sequence_parallel,
         sequence_parallel=split and sequence_parallel,
         tp_group=group,

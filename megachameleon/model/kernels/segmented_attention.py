@@ -28,6 +28,7 @@ class Bucket:
     queries: Tensor
     """[pieces, length]."""
     keys: Tensor
+    """[pieces, length]."""
     real: Tensor | None
     """bool [pieces, length]; None where all pieces have the same length."""
 
@@ -47,7 +48,9 @@ class Segments:
     """The plan: every query is in one bucket, and in at most one prefix."""
 
     buckets: list[Bucket]
+    """Each query with the keys of its own piece, causally."""
     prefixes: list[Prefix]
+    """Queries of pieces that go on with a document, with its earlier keys; empty without context parallelism."""
 
 
 def plan_segments(layout: SequenceLayout) -> Segments:
@@ -62,11 +65,13 @@ def plan_segments(layout: SequenceLayout) -> Segments:
     place = 0
     for first, count in layout.query_chunks:
         cuts[:, first] = True
+        # A slice, because the end may lie behind the last key.
         cuts[:, first + count : first + count + 1] = True
         local[first : first + count] = torch.arange(place, place + count)
         place += count
     row, start = cuts.nonzero(as_tuple=True)
     flat = row * layout.num_keys + start
+    # Over the rows laid end to end: each begins with a cut, so no piece reaches into the next row.
     length = torch.diff(flat, append=torch.tensor([cuts.numel()]))
     mine = local[start] >= 0
     row, start, length = row[mine], start[mine], length[mine]
@@ -77,6 +82,7 @@ def plan_segments(layout: SequenceLayout) -> Segments:
 
 
 def _buckets(row: Tensor, start: Tensor, length: Tensor, local: Tensor, batch: int) -> list[Bucket]:
+    # Powers of two: filling up at most doubles a piece, and there are few buckets.
     size = torch.ceil(torch.log2(length.float())).long()
     buckets = []
     for value in size.unique():
@@ -84,6 +90,7 @@ def _buckets(row: Tensor, start: Tensor, length: Tensor, local: Tensor, batch: i
         rows, first, lengths = row[chosen, None], start[chosen, None], length[chosen, None]
         offset = torch.arange(int(lengths.max()))
         real = offset < lengths
+        # Rows that fill up stand at the end of a piece, where causality hides them from the real ones.
         position = torch.where(real, first + offset, first)
         buckets.append(
             Bucket(
@@ -139,6 +146,7 @@ class _SegmentedAttention(torch.autograd.Function):
         segments, scale = ctx.segments, ctx.scale
         q, k, v, grad = (x.flatten(0, 1) for x in (query, key, value, grad_output))
         dtype = torch.float32 if segments.prefixes else q.dtype  # sums over parts are taken in fp32
+        # Every query is in one bucket, but keys of other ranks' chunks may be in no piece at all.
         grads = [torch.empty_like(q, dtype=dtype), *(torch.zeros_like(x, dtype=dtype) for x in (k, v))]
         saved = (q, k, v, output, log_sum, grad)
         for bucket in segments.buckets:

@@ -38,12 +38,19 @@ class Kernels:
     """The chosen implementation of each operation; signatures as in `reference`."""
 
     rms_norm: RMSNorm
+    """(x, weight, eps) to the norm over the last dim."""
     head_norm: HeadNorm
+    """(x, weight, bias or None, eps): QK-norm."""
     rotary: Rotary
+    """(x, cosines, sines) to turned queries or keys."""
     attention: Attention
+    """Plans a micro-batch, then attends in each layer."""
     swiglu: SwiGLU
+    """[..., 2 F] to [..., F]."""
     linear: Linear
+    """Modules for the matrices of blocks."""
     head_loss: HeadLoss
+    """From hidden states to the sums of `loss_sums`."""
     resolved: KernelsConfig
     """The configuration with every `auto` replaced by its choice."""
 
@@ -53,6 +60,7 @@ class Backend:
     """One way to compute an operation."""
 
     what: str
+    """For people, in a few words."""
     package: Package | None = None
     """What it needs, besides a CUDA device; None needs neither."""
 
@@ -141,6 +149,7 @@ def resolve(config: KernelsConfig, device_type: str) -> KernelsConfig:
             chosen[operation] = _automatic(operation, device_type)
         else:
             _require(operation, asked, device_type)
+    # 8.9 is Ada, the first with FP8 tensor cores.
     if config.fp8 != "none" and device_type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         name = torch.cuda.get_device_name()
         raise ValueError(f"kernels.fp8: {config.fp8} needs a GPU of Ada, Hopper or later, not {name}; set it to none")
@@ -198,4 +207,5 @@ def _require(operation: str, backend: str, device_type: str) -> None:
 def _module(backend: str) -> Any:
     if backend in ("reference", "torch"):
         return reference if backend == "reference" else native
+    # Imported when chosen only: the module needs its package at import.
     return import_module(f"megachameleon.model.kernels.{backend}")

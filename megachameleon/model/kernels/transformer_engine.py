@@ -91,6 +91,7 @@ class Attention(native.Attention):
             self._attend = DotProductAttention(heads, head_dim, num_gqa_groups=key.size(2), softmax_scale=scale)
         if plan is None:
             return self._attend(query, key, value, qkv_format="sbhd", attn_mask_type="causal").view(query.shape)
+        # thd has no batch: rows stand one after the other, and documents are told by their starts alone.
         packed = [x.transpose(0, 1).flatten(0, 1) for x in (query, key, value)]
         output = self._attend(
             *packed,
@@ -126,6 +127,7 @@ class _StraightToMainGrad:
 
     def forward(self, x: Tensor) -> Any:
         """[s, b, k] to ([s, b, n], None)."""
+        # At each call: `main_grad` comes after construction, with DistributedDataParallel, or not at all.
         self.fuse_wgrad_accumulation = hasattr(self.weight, "main_grad")
         return super().forward(x)  # type: ignore[misc]
 
