@@ -50,8 +50,9 @@ def run_tool(
             sys.exit(status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130)  # 128 + SIGINT, as shells have it
     except BrokenPipeError:
+        # Whoever read the output, such as `head`, has left: nobody to tell.
         sys.exit(1)
     except Exception as error:
         if arguments.debug:
@@ -65,6 +66,7 @@ def run_tool(
         print(f"error: {notes}{describe_error(error)}{hint}", file=sys.stderr)
         status = 2 if user_error else 1
         if quick_exit:
+            # os._exit flushes nothing.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

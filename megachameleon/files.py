@@ -30,6 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as file:
+            # Before the rename: else a crash of the machine may leave the new name with old or no bytes.
             os.fsync(file.fileno())
         _let_others_read(temporary)
         temporary.replace(path)

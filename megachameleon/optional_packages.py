@@ -17,14 +17,18 @@ class Package:
     """A package and what of it is used."""
 
     name: str
+    """For people."""
     modules: tuple[str, ...]
+    """What is imported to see whether it works."""
     attribute: str
     """Of the last module."""
     remedy: str
+    """What to do where it is missing."""
 
     @property
     def is_installed(self) -> bool:
         """Whether there is something of that name, working or not."""
+        # Of the top name only: to find a submodule, its parents are imported.
         return any(find_spec(name.partition(".")[0]) for name in self.modules)
 
 

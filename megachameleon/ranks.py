@@ -13,7 +13,9 @@ class Place:
     """This process among those of the run."""
 
     rank: int = 0
+    """Among all, from 0."""
     world_size: int = 1
+    """Processes of the run."""
     local_rank: int = 0
     """Its number on this machine, by which it takes its GPU."""
 
@@ -27,6 +29,7 @@ def own_place(environment: Mapping[str, str] = os.environ) -> Place:
         ValueError: the variables contradict each other, some are missing, or nothing says where the processes meet.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
+        # Explicit ones win: torchrun inside a SLURM step sets them for its own processes.
         place = _explicit(environment)
     elif _step_tasks(environment) > 1:
         place = _of_slurm(environment)
