@@ -51,6 +51,7 @@ def documents_of(record: Record, options: DocumentOptions) -> list[Document]:
     documents = []
     for caption in captions:
         text = TextSegment(caption.text)
+        # by content and not by place, so the order of a pair is the same however records are shared among units
         first = _share(options.seed, record.picture.content_hash, caption.text) < options.picture_first
         documents.append(Document((record.picture, text) if first else (text, record.picture)))
     return documents
@@ -61,9 +62,11 @@ def document_digest(document: Document) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for segment in document.segments:
         if isinstance(segment, TextSegment):
+            # the length in front, so that two texts side by side never equal one longer text
             data = segment.text.encode()
             digest.update(b"t" + len(data).to_bytes(8, "little") + data)
         else:
+            # the fit is part of it: a cropped and a padded picture have other codes
             digest.update(f"p{segment.fit}:{segment.content_hash}".encode())
     return digest.digest()
 
@@ -74,5 +77,6 @@ def _wanted(caption: Caption, options: DocumentOptions) -> bool:
 
 def _share(seed: int, *content: str) -> float:
     """A number in [0, 1) that content and seed decide."""
+    # not Python's hash(), which has another seed in each process
     digest = hashlib.sha256("\0".join([str(seed), *content]).encode()).digest()
     return int.from_bytes(digest[:8], "little") / 2**64

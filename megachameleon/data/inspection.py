@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from megachameleon.tokens.vq import ImageTokenizer
 
 MAX_SHOWN_IDS = 20_000
+"""Of one document."""
 MAX_SHOWN_TEXT = 4_000
 """Characters of one stretch of text."""
 MAX_SHOWN_PICTURES = 96
+"""On the whole page; others get a mark."""
 SHOWN_SIDE = 256
 """Largest side of a picture on the page, in pixels."""
 STYLE = """
@@ -70,6 +72,7 @@ def write_page(
         ("tokenizer", dataset.tokenizer, tokenizer.fingerprint),
         ("image tokenizer", dataset.image_tokenizer, image_tokenizer.fingerprint if image_tokenizer else None),
     ):
+        # shards without pictures may have been made without an image tokenizer
         if given is not None and made is not None and made != given:
             raise ValueError(f"the dataset was made with {name} {made}, not {given}; give the one it was made with")
     rows = "".join(
@@ -88,6 +91,7 @@ def write_page(
 def _article(dataset: Dataset, index: int, tokenizer: TextTokenizer, draw: "_Drawer") -> str:
     document = np.asarray(dataset.document(index)[:MAX_SHOWN_IDS], dtype=np.int64)
     parts, done = [], 0
+    # only whole pictures can be drawn, and the cut may go through one
     for start, length in dataset.image_spans(index).tolist():
         if start + length > len(document):
             break
@@ -120,6 +124,7 @@ class _Drawer:
         """The element that shows a picture of these code ids [codes_per_image]."""
         if self._tokenizer is None or self._left == 0:
             return '<p class="cut">[picture]</p>'
+        # imported here, for a page without pictures needs no Pillow
         from PIL import Image
 
         self._left -= 1

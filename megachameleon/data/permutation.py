@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 ROUNDS = 6
+"""Of the Feistel network."""
 _BITS = (1 << 64) - 1
 
 
@@ -17,6 +18,7 @@ class KeyedPermutation:
 
     def __init__(self, size: int, key: int) -> None:
         self.size = size
+        # halves of equal width, which a Feistel network needs; so its range is at most four times `size`
         self._half = max(1, ((size - 1).bit_length() + 1) // 2)
         self._mask = (1 << self._half) - 1
         self._keys = [mix(key + turn) for turn in range(ROUNDS)]
@@ -24,6 +26,7 @@ class KeyedPermutation:
     def __getitem__(self, index: int) -> int:
         """Where `index` goes."""
         half, mask = self._half, self._mask
+        # ends, because the network permutes: its walk comes back below size at the latest where it began
         while True:
             left, right = index >> half, index & mask
             for key in self._keys:
@@ -62,9 +65,11 @@ def random_bits(key: int, count: int) -> np.ndarray:
 
 def shuffled(key: int, count: int) -> np.ndarray:
     """A permutation of range(count) in memory, int64 [count]; much faster than `KeyedPermutation` for all of it."""
+    # not numpy's generators: their streams may change between versions
     return np.argsort(random_bits(key, count), kind="stable")
 
 
 def hash_of(*parts: int | str) -> int:
     """A 64-bit key from numbers and names."""
+    # JSON keeps parts apart: ("a", "bc") and ("ab", "c") are other keys
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little")

@@ -18,7 +18,9 @@ from megachameleon.data.documents import DocumentOptions
 from megachameleon.files import atomic_path, read_json, write_json
 
 PLAN_FILE = "plan.json"
+"""In the output folder."""
 PLAN_VERSION = 2
+"""Other versions are refused, not converted."""
 ORDINAL_BITS = 16
 """A document is `record << 16 | number within the record`, both from 0, in lists of duplicates."""
 _AGAIN = "make the plan again (preprocess_data.py plan --replace)"
@@ -33,8 +35,11 @@ class PlannedInput:
     """Path below the plan's root."""
     bytes: int
     sha256: str
+    """Of the file, in hexadecimal."""
     text_bytes: int
+    """Unpacked bytes of text in it."""
     num_pictures: int
+    """Pictures in its good records."""
     num_records: int | None = None
     """Good and bad ones; None where counting them would take reading everything."""
     references: str = ""
@@ -49,6 +54,7 @@ class Unit:
 
     name: str
     inputs: tuple[PlannedInput, ...]
+    """In the order of their records in the shard."""
     first_duplicate: int = 0
     """Where the unit's documents to leave out begin in the plan's list."""
     duplicates_hash: str = ""
@@ -70,13 +76,19 @@ class Plan:
     tokenizer: str
     """Folder of the text tokenizer."""
     tokenizer_fingerprint: str
+    """As `TextTokenizer.fingerprint` was when the plan was made."""
     image_tokenizer: str | None
     """Folder of the picture tokenizer, if any."""
     image_tokenizer_fingerprint: str | None
+    """As `ImageTokenizer.fingerprint`; None without one."""
     options: DocumentOptions
+    """How records become documents."""
     allow_damaged_archives: bool
+    """Whether records before the damage of an archive are kept."""
     drop_duplicates: bool
+    """Whether documents that an earlier one equals are left out."""
     num_units: int
+    """Shards of the output folder."""
     bytes: int
     """Size of all inputs."""
     units_hash: str
@@ -94,6 +106,7 @@ class Plan:
         with self._problems_named(), self._path(".units.jsonl").open("rb") as file:
             file.seek(int(row["offset"]))
             return _unit_of(file.read(int(row["bytes"])), row["name"].decode())
+        # not reached; type checkers take the context manager for one that may swallow errors
         raise AssertionError
 
     def units(self) -> Iterator[Unit]:
@@ -125,6 +138,7 @@ class Plan:
             return [np.empty(0, np.int64)] * len(counts)
         with self._problems_named():
             listed = np.load(self._path(".duplicates.npy"), mmap_mode="r", allow_pickle=False)
+            # a copy, so that the result does not hold the map of the whole list
             own = np.array(listed[unit.first_duplicate : unit.first_duplicate + sum(counts)])
             if len(own) != sum(counts) or duplicates_hash(own) != unit.duplicates_hash:
                 raise ValueError("another list of duplicates")
@@ -207,12 +221,14 @@ def save_plan(
     index["name"] = [unit.name.encode() for unit in units]
     with atomic_path(plan._path(".units.jsonl")) as temporary, temporary.open("wb") as file:
         file.writelines(lines)
+    # all files under names of their own before plan.json, so a reader never sees a mixture
     for suffix, array in ((".index.npy", index), (".duplicates.npy", duplicates)):
         with atomic_path(plan._path(suffix)) as temporary, temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)
     values = {name: value for name, value in asdict(plan).items() if name != "folder"}
     write_json(path, {"version": PLAN_VERSION, **values})
     kept = f"plan-{plan.units_hash[:12]}."
+    # last, when plan.json no longer names them
     for old in folder.glob("plan-*.*"):
         if not old.name.startswith(kept) and re.fullmatch(
             r"plan-[0-9a-f]{12}\.(units\.jsonl|index\.npy|duplicates\.npy)", old.name
@@ -248,6 +264,7 @@ def make_units(
         return _named(_groups_of_bytes(items, unit_bytes))
     if count is not None and count < len(items):
         return _named(_groups_by_count(items, count))
+    # zeros in front, since shards are opened in the order of their names
     width = max(5, len(str(len(items) - 1)))
     return tuple(
         Unit(name=f"{number:0{width}d}-{_file_stem(item.name)}", inputs=(item,)) for number, item in enumerate(items)
@@ -264,6 +281,7 @@ def _groups_by_count(items: list[PlannedInput], count: int) -> list[list[Planned
     groups: list[list[PlannedInput]] = [[] for _ in range(count)]
     done = 0
     for item in items:
+        # by the bytes before it, so an input larger than a group's share leaves groups empty
         groups[min(count - 1, done * count // total)].append(item)
         done += item.bytes
     return [group for group in groups if group]
@@ -282,6 +300,7 @@ def _groups_of_bytes(items: list[PlannedInput], unit_bytes: int) -> list[list[Pl
 
 
 def _file_stem(path: str) -> str:
+    # dots too are replaced: what follows one in a shard's file name is its suffix
     return re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition("/")[2].split(".")[0])[:80]
 
 

@@ -41,6 +41,7 @@ class Caption:
 
     text: str
     language: str | None = None
+    """As the source spells it, such as `en`; None if it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,11 @@ class BadRecord:
     """A record that cannot become a document."""
 
     file: str
+    """Path or name of its source."""
     place: str
     """Place in its source."""
     reason: str
+    """What is wrong with it, in words."""
 
     def __post_init__(self) -> None:
         for name in ("file", "place", "reason"):  # names in tars may hold what no file of text can
@@ -94,6 +97,7 @@ def decode_text(data: bytes) -> str:
 
 def kind_of(value: Any) -> str:
     """What a value of JSON is, in plain words."""
+    # bool has an entry of its own, though Python takes it for an int
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")
 
@@ -109,6 +113,7 @@ def checked_text(value: Any, what: str) -> str:
     if not value or value.isspace():
         raise ValueError(f"{what} is empty")
     try:
+        # ASCII, known without a look at the characters, can have no surrogates; the rest is tried by encoding
         if not value.isascii():
             value.encode()
     except UnicodeEncodeError:

@@ -63,6 +63,7 @@ class Sample:
         self.tokens[inputs:] = vocabulary.pad
         self.labels[:labels] = ids[1:]
         self.labels[labels:] = vocabulary.pad
+        # after all labels, which took the next document's first id there
         self.labels[lasts] = vocabulary.pad
         self.loss_mask[:labels] = 1
         self.loss_mask[labels:] = 0

@@ -28,6 +28,7 @@ from megachameleon.data.packing.packed import PackedDataset
 from megachameleon.data.samples import Sample
 
 BLEND_VERSION = 3
+"""Goes up when the same seed, stages and datasets would give another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,11 @@ class Draw:
     """One sample of one dataset."""
 
     dataset: str
+    """Its name."""
     epoch: int
+    """How often all of the dataset was drawn before, from 0."""
     index: int
+    """Of the sample within its `PackedDataset`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,14 @@ class Blend:
             ValueError: no stage, an open-ended stage that is not the last, an unknown dataset, weights that are
                 negative, not finite or all zero, or a dataset with weight and no samples.
         """
+        # sorted: the order of keys in a configuration must not change the order of samples
         self.strata = {name: tuple(strata[name]) for name in sorted(strata)}
         self.sizes = {name: sum(counts) for name, counts in self.strata.items()}
         check_stages(self.sizes, stages)
         self.stages = tuple(stages)
         self.seed = seed
         self.block_size = block_size
+        # only those with weight, so a dataset of a later stage cannot move this one
         self._names = [tuple(name for name in self.sizes if stage.weights.get(name)) for stage in stages]
         self._weights = [
             whole_numbers({name: stage.weights[name] for name in names})
@@ -147,6 +153,7 @@ class Blend:
         for stage, start, weights in zip(self.stages, self._starts, self._weights, strict=False):
             if start.position < position:
                 end = position if stage.num_samples is None else min(position, start.position + stage.num_samples)
+                # the end is the position itself, so that a longer num_steps still has an equal past
                 past.append([end, [[name, str(weight)] for name, weight in weights.items()]])
         strata = [[name, self.strata[name]] for name in self.names_before(position)]
         return _fingerprint(["blend", BLEND_VERSION, self.seed, self.block_size, strata, past])
@@ -160,6 +167,7 @@ class Blend:
 
     def _epoch(self, name: str, epoch: int) -> EpochOrder:
         cached = self._epochs.get(name)
+        # one epoch of each dataset is kept: draws of a dataset go forwards
         if cached is None or cached[0] != epoch:
             cached = self._epochs[name] = (epoch, EpochOrder(self.strata[name], (self.seed, "epoch", name, epoch)))
         return cached[1]
@@ -319,6 +327,7 @@ def check_stages(sizes: Mapping[str, int], stages: Sequence[Stage]) -> None:
 
 def _check_weight(where: str, name: str, weight: float, sizes: Mapping[str, int]) -> None:
     if name not in sizes:
+        # a misspelled name is the usual reason
         close = difflib.get_close_matches(name, sizes, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(sizes))}"
         raise ValueError(f"{where}: unknown dataset {name!r}; {hint}")

@@ -30,6 +30,7 @@ class EpochOrder:
         self._numbers = np.array(used)
         self._sizes = [sizes[number] for number in used]
         self._starts = [0, *accumulate(self._sizes)]
+        # only strata in use: an empty one has no permutation
         self._strata = Interleaving(self._sizes, (*key, "strata"), BLOCK_SIZE, self.size)
         self._within = [KeyedPermutation(sizes[number], hash_of(*key, "within", number)) for number in used]
 

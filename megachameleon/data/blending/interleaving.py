@@ -12,6 +12,7 @@ import numpy as np
 from megachameleon.data.permutation import hash_of, random_bits
 
 FAR = 1 << 62
+"""Beyond any distance that occurs."""
 
 
 class Interleaving:
@@ -58,6 +59,7 @@ class Interleaving:
         if self._only is not None:
             return ordinal if self.length is None or ordinal < self.length else None
         low, high = 0, 1
+        # shares never shrink as the count grows, so bisection finds the block
         while apportion(self.weights, high * self.block_size)[part] <= ordinal:
             low, high = high, 2 * high
         while high - low > 1:
@@ -86,7 +88,9 @@ class Interleaving:
         start = block * self.block_size
         end = start + self.block_size if self.length is None else min(start + self.block_size, self.length)
         low, high = apportion(self.weights, start), apportion(self.weights, end)
+        # cumulated shares at both ends, so rounding never adds up over blocks
         counts = np.subtract(high, low)
+        # a key for each block: blocks alike would repeat one pattern through the run
         parts = self._arrange(hash_of(*self._key, block), low, counts)
         ordinals = np.empty_like(parts)
         ordinals[np.argsort(parts, kind="stable")] = np.arange(end - start) - np.repeat(
@@ -105,9 +109,11 @@ class Interleaving:
         size = int(counts.sum())
         bits = max(size - 1, 1).bit_length()
         places = np.arange(1 << bits)
+        # van der Corput in base 2: the position with its bits turned round
         reversed_bits = np.zeros_like(places)
         for bit in range(bits):
             reversed_bits |= (places >> bit & 1) << (bits - 1 - bit)
+        # exclusive or with the key scrambles, and keeps halves, quarters ... together
         ranks = np.argsort(np.argsort(reversed_bits[:size] ^ (key & ((1 << bits) - 1))))
         return np.repeat(np.arange(len(counts)), counts)[ranks]
 
@@ -137,12 +143,14 @@ class BalancedInterleaving(Interleaving):
         total = sum(map(sum, queues))
         share = counts[parts]
         due = (random_bits(key, len(parts)) % np.uint64(size)).astype(np.int64)  # otherwise rare parts come last
+        # times size instead of divided by it: whole numbers are the same on all machines
         heads = np.array([queue[0] for queue in queues]) * size - total
         positions = [0] * len(parts)
         excess, chosen = 0, np.empty(size, dtype=np.int64)
         for place in range(size):
             due += share
             distance = np.abs(heads + excess)
+            # who is a whole turn behind the most overdue is not due
             distance[due <= due.max() - size] = FAR
             best = int(distance.argmin())
             chosen[place] = best
@@ -152,6 +160,7 @@ class BalancedInterleaving(Interleaving):
             if positions[best] < len(queues[best]):
                 heads[best] = queues[best][positions[best]] * size - total
             else:
+                # its quota of this block is used up
                 due[best] = -FAR
         return parts[chosen]
 
@@ -172,6 +181,7 @@ def apportion(weights: Sequence[int], count: int) -> list[int]:
             continue
         middle = (start + end) // 2
         left, total = before[middle] - before[start], before[end] - before[start]
+        # rounded to nearest in whole numbers: floats lose exactness above 2**53
         first = (2 * share * left + total) // (2 * total) if total else 0
         waiting += ((start, middle, first), (middle, end, share - first))
     return shares

@@ -113,6 +113,7 @@ class MegatronSamples:
         if len(parts) == 1:
             source = _part(parts[0][1], num_samples, config)
         else:
+            # as its builder does, or members end before the blend has drawn its share
             surplus = [ceil(size * (1 + SURPLUS)) for size in sizes]
             members = [_part(prefix, size, config) for (_, prefix, _), size in zip(parts, surplus, strict=True)]
             source = BlendedDataset(members, shares, sum(sizes), config)
@@ -132,6 +133,7 @@ class MegatronSamples:
     def __getitem__(self, position: int) -> Sample:
         values = self.source[position]
         tokens, labels = values["tokens"].numpy(), values["labels"].numpy()
+        # an eos belongs to the document that it ends, so the next id is the first of another
         starts = np.append(0, np.cumsum(tokens == self._vocabulary.eos)[:-1])
         return Sample(
             tokens=tokens,
@@ -148,6 +150,7 @@ class MegatronSamples:
 
     def drawn_before(self, position: int) -> dict[str, int]:
         """How many samples of each dataset stand before a position."""
+        # a single dataset is not blended and has no such index
         parts = getattr(self.source, "dataset_index", np.zeros(position, dtype=np.int64))[:position]
         counts = np.bincount(parts, minlength=len(self._owners)).tolist()
         drawn = dict.fromkeys(self._owners, 0)
@@ -165,6 +168,7 @@ def _part(prefix: Path, num_samples: int, config: Any) -> Any:
     from megatron.core.datasets.utils import Split
 
     indexed = GPTDataset.build_low_level_dataset(str(prefix), config)
+    # all documents: validation has datasets of its own, so nothing is split off
     documents = np.arange(GPTDataset.numel_low_level_dataset(indexed), dtype=np.int32)
     return GPTDataset(indexed, str(prefix), documents, num_samples, Split.train, config)
 

@@ -11,7 +11,9 @@ from math import gcd, lcm
 from typing import Literal, Protocol
 
 BISECTIONS = 70
+"""Halvings of the interval around the tilt; what is left of it is far below `GRID`."""
 GRID = Decimal(1).scaleb(-15)
+"""Tilted weights are multiples of it, so that their last digits cannot differ."""
 
 
 class Contents(Protocol):
@@ -61,6 +63,7 @@ def sample_weights(stage: Stage, datasets: Mapping[str, Contents], where: str) -
                 f"{where}.weights.{name}: its documents have one id each, so nothing to learn; take it out"
             )
     if stage.by == "samples":
+        # the target is over tokens, so weights become shares of tokens first
         weights = {name: weight * lengths[name] for name, weight in weights.items()}
     if stage.image_tokens is not None:
         shares = {name: datasets[name].image_share for name in weights}
@@ -84,12 +87,14 @@ def tilted(
             f"{where}: {target} cannot be reached, because the shares of picture tokens of the stage's datasets lie "
             f"between {float(low):.4f} and {float(high):.4f}; choose a target between them, or add a dataset"
         )
+    # a context of our own, since a caller's may have other precision or rounding
     with localcontext(Context(prec=30)):
         aim = Decimal(target)
         given = {name: _decimal(weight / sum(weights.values())) for name, weight in weights.items()}
         share = {name: _decimal(value) for name, value in shares.items()}
         bound = Decimal(1)
         while not _mean(given, share, -bound) < aim < _mean(given, share, bound):
+            # the tilt has no limit: the nearer the target to the smallest or largest share, the larger
             bound *= 2
         below, above = -bound, bound
         for _ in range(BISECTIONS):

@@ -29,6 +29,7 @@ from megachameleon.files import atomic_path
 MAGIC = b"MCPACK\x00\x00"
 PREAMBLE = struct.Struct("<8sQQII")
 MAX_HEADER = 1 << 16
+"""Bytes; what claims a longer header is damaged."""
 FEW_PIECES = 20
 """Up to so many are copied one by one, which is then faster than index by index."""
 
@@ -38,12 +39,17 @@ class PackHeader:
     """What was packed and how."""
 
     mode: PackingMode
+    """How documents were laid."""
     sequence_length: int
+    """Positions of a sample; it holds up to one id more."""
     packing_version: int
+    """`PACKING_VERSION` of the program that packed."""
     content: str
     """Hash of the shard's data files."""
     samples: int
+    """How many there are."""
     pieces: int
+    """Of documents, in all samples."""
     strata: list[int]
     """Samples by stratum."""
     arrays: str
@@ -96,6 +102,7 @@ class PackedShard:
             ValueError: the files changed since they were packed.
         """
         first, last = self.packing.ends[index : index + 2].tolist()
+        # ends may be damaged too, and are not trusted as sizes before the checksum is known
         if not 0 <= first < last <= first + self._capacity:
             raise self._changed(index)
         starts, lengths = self.packing.offsets[first:last], self.packing.lengths[first:last]
@@ -112,6 +119,7 @@ class PackedShard:
         if len(starts) <= FEW_PIECES:
             bounds = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
             pieces = [self._ids[start:end] for start, end in bounds]
+            # one piece is a view of the map: nothing is copied
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         shift = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         return self._ids.take(shift + np.arange(len(shift)))
@@ -155,6 +163,7 @@ def write_pack(shard: ShardReader, sequence_length: int, mode: PackingMode) -> t
         arrays=hashlib.sha256(body).hexdigest(),
     )
     text = json.dumps(asdict(header), sort_keys=True).encode()
+    # int64 arrays follow, and views of them should be aligned
     text += b" " * (-len(text) % 8)
     with atomic_path(pack_path(shard.prefix, mode, sequence_length)) as path:
         path.write_bytes(PREAMBLE.pack(MAGIC, 1, len(text), crc32(text), 0) + text + body)
@@ -169,6 +178,7 @@ def read_pack(path: Path) -> tuple[PackHeader, Packing, np.ndarray]:
     """
     try:
         with path.open("rb") as file:
+            # mmap refuses an empty file by ValueError, hence "empty" below
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ValueError(f"{path}: missing; run preprocess_data.py pack again") from None
@@ -177,6 +187,7 @@ def read_pack(path: Path) -> tuple[PackHeader, Packing, np.ndarray]:
     header, offset = _read_header(path, content)
     n, p = header.samples, header.pieces
     layout = ((n + 1, "<i8"), (p, "<i8"), (n, "<i4"), (n, "<i4"), (n, "<u4"), (p, "<i4"))
+    # before views are made: the header's checksum does not show that the rest is there
     if len(content) != offset + sum(count * np.dtype(dtype).itemsize for count, dtype in layout):
         raise _damaged(path, f"{len(content)} bytes do not hold {n} samples of {p} pieces")
     arrays = []

@@ -35,7 +35,9 @@ PREAMBLE = struct.Struct("<8sQQ32s")
 PAGE = 64
 """Shards of a page."""
 CACHED_PAGES = 16
+"""Of each index."""
 MAX_HEAD = 1 << 30
+"""Bytes of a table; no header is believed that claims more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class ShardEntry:
     """One shard of an index."""
 
     name: str
+    """File name without suffix, in the index's folder."""
     pack: str
     """Fingerprint of its pack."""
     strata: Sequence[int]
@@ -58,6 +61,7 @@ def write_index(path: Path, summary: PackSummary, entries: Sequence[ShardEntry])
     """Write an index, whole or not at all."""
     used = [stratum for stratum in range(NUM_STRATA) if summary.strata[stratum]]
     counts = np.array([[entry.strata[k] for k in used] for entry in entries], dtype="<i8").reshape(len(entries), -1)
+    # cumulated, so that a sample is found by bisection and not by a sum over shards
     before = np.concatenate([np.zeros((1, len(used)), dtype="<i8"), np.cumsum(counts, axis=0)]).astype("<i8")
     pages = []
     for start in range(0, len(entries), PAGE):
@@ -92,6 +96,7 @@ class PackIndex:
             raise ValueError(f"{path}: missing; run preprocess_data.py pack") from None
         self.summary, self._table = self._read_head()
         self._used = [stratum for stratum in range(NUM_STRATA) if self.summary.strata[stratum]]
+        # on the instance: on the class it would keep every index alive
         self.page = lru_cache(CACHED_PAGES)(self._read_page)
 
     def find(self, stratum: int, ordinal: int) -> tuple[ShardEntry, int]:
@@ -115,6 +120,7 @@ class PackIndex:
 
     def _entry(self, line: str, counts: list[int]) -> ShardEntry:
         pack, _, name = line.partition(" ")
+        # an index may come from strangers, and must not name files outside its folder
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise self._damaged(f"{name!r} is not the name of a shard")
         return ShardEntry(name, pack, counts)

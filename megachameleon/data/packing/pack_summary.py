@@ -19,14 +19,19 @@ class PackSummary:
     sequence_length: int
     packing_version: int
     vocabulary: Vocabulary
+    """Of the ids."""
     tokenizer: str
     """Fingerprint of the text tokenizer."""
     image_tokenizer: str | None
     """Fingerprint of the picture tokenizer; None when all shards were made without one."""
     shards: int
+    """How many there are."""
     documents: int
+    """In all shards."""
     tokens: int
+    """All ids of all documents."""
     images: int
+    """Pictures in all documents."""
     labels: int
     """Labels with loss."""
     image_labels: int
@@ -44,6 +49,7 @@ class PackSummary:
     @property
     def fingerprint(self) -> str:
         """A hash of all that decides what the samples are."""
+        # neither counts nor strata: they follow from these
         content = [self.mode, self.sequence_length, self.packing_version, self.content, self.vocabulary.fingerprint]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 

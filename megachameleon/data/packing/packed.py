@@ -36,7 +36,9 @@ class Place:
     """Where a sample lies: the shard and its number among the shard's samples."""
 
     shard: Path
+    """Prefix of its files."""
     sample: int
+    """From 0, in the order of the shard's pack."""
 
 
 class Source(Protocol):
@@ -66,6 +68,7 @@ class PackedDataset:
         """
         self.sources = tuple(sources)
         self.summary = total([source.summary for source in sources], origin)
+        # over all sources stratum by stratum, so that EpochOrder needs to know sizes only
         self._starts = [0, *accumulate(self.summary.strata)]
         by_stratum = zip(*(source.summary.strata for source in sources), strict=True)
         self._before = [[0, *accumulate(counts)] for counts in by_stratum]  # samples of a stratum before each source
@@ -91,6 +94,7 @@ class PackedDataset:
     @property
     def fill_rate(self) -> float:
         """The share of positions that hold a document."""
+        # + 1, because the last id of a full sample is only a label
         return self.summary.tokens / (len(self) * (self.sequence_length + 1))
 
     @property
@@ -216,6 +220,7 @@ class IndexedSource:
                 f"{path}: made of {self.summary.shards:,} shards, but the plan beside it has {planned:,} units; "
                 "run preprocess_data.py pack again"
             )
+        # each open shard holds maps and a file descriptor, and a process may have only so many
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def find(self, stratum: int, ordinal: int) -> tuple[PackedShard, int]:
@@ -250,6 +255,7 @@ class IndexedSource:
         count = min(at_most, self.summary.shards)
         for number in range(count):
             entry, _ = self.index.entry(number * self.summary.shards // count)
+            # a shard without samples has an empty .bin, which cannot be mapped
             if sum(entry.strata):
                 self._open_shard(entry.name, entry.pack)
 
@@ -265,6 +271,7 @@ class IndexedSource:
         header, packing, checks = read_pack(pack_path(prefix, summary.mode, summary.sequence_length))
         data = shard_file(prefix, ".bin")
         size = data.stat().st_size if data.exists() else None
+        # the manifest's hashes say what .bin was; its bytes are checked sample by sample
         same = content_of(manifest) == header.content and header.fingerprint == fingerprint
         if not same or size != manifest.files[".bin"].bytes:
             raise ValueError(

@@ -112,6 +112,7 @@ def _whole_documents(
         offsets.append(cuts[:-1])
         sizes.append(np.diff(cuts))
     all_offsets, all_sizes = np.concatenate(offsets), np.concatenate(sizes)
+    # one key for all shards and runs: which samples a shard has must not depend on a run's seed
     order = shuffled(PACKING_VERSION, len(all_sizes))
     chosen, ends = _best_fit(all_sizes[order], capacity)
     order = order[chosen]
@@ -133,6 +134,7 @@ def safe_cuts(length: int, pictures: np.ndarray, image_length: int, capacity: in
     while length - cuts[-1] > capacity:
         cut = cuts[-1] + capacity
         last = bisect_left(starts, cut) - 1
+        # a cut that falls into a picture moves to its beginning; a picture fits a sample, so pieces go on
         if last >= 0 and cut < starts[last] + image_length:
             cut = starts[last]
         cuts.append(cut)
@@ -157,8 +159,10 @@ def _best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarra
     chosen: list[int] = []
     ends = [0]
     while window:
+        # never runs past the end: the window still holds a piece that is not taken
         while taken[oldest]:
             oldest += 1
+        # the oldest first, or documents that fit nowhere well would wait till the end
         slot = bisect_left(window, keys[oldest])
         room = capacity
         while slot >= 0:
@@ -177,6 +181,7 @@ def _best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarra
 def _stream(
     starts: np.ndarray, lengths: np.ndarray, pictures: np.ndarray, image_length: int, capacity: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # one key for all shards and runs, as in _whole_documents
     order = shuffled(PACKING_VERSION, len(lengths))
     ends = np.cumsum(lengths[order])
     laid = np.empty_like(starts)
@@ -184,6 +189,7 @@ def _stream(
     document = np.searchsorted(starts, pictures, side="right") - 1
     laid_pictures = np.sort(laid[document] + pictures - starts[document])
     cuts = safe_cuts(int(ends[-1]), laid_pictures, image_length, capacity)
+    # a piece ends where its sample or its document does
     bounds = np.union1d(cuts, np.append(0, ends))
     document = order[np.searchsorted(ends, bounds[:-1], side="right")]
     offsets = starts[document] + bounds[:-1] - laid[document]
@@ -203,6 +209,7 @@ def _sorted_by_stratum(
     piece_codes = codes_before(offsets + lengths) - codes_before(offsets + 1)  # a piece's first id is no label
     labels = _sums(lengths - 1, ends)
     image_labels = _sums(piece_codes, ends)
+    # stable, so the result is the same with every sorting algorithm
     order = np.argsort(stratum_of(labels, image_labels), kind="stable")
     counts = np.diff(ends)[order]
     new_ends = np.append(0, np.cumsum(counts))

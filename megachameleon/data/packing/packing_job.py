@@ -49,6 +49,7 @@ def _packed(
     if workers <= 1:
         yield from map(work, prefixes)
         return
+    # spawn: a fork would share locks of threads that libraries have started
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             yield from pool.map(work, prefixes)

@@ -3,6 +3,7 @@
 import numpy as np
 
 NUM_STRATA = 16
+"""Bins; samples of pictures alone stand in the last."""
 
 
 def stratum_of(labels: np.ndarray, image_labels: np.ndarray) -> np.ndarray:

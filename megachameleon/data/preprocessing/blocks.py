@@ -83,6 +83,7 @@ class _BlockMaker:
                 start, end = end, self._append(document, end, parts, holes, block.keys)
                 lengths.append(end - start)
         wanted = set(block.keys)
+        # a record with one bad picture is left out whole; the others of it need not be encoded
         block.pixels = {key: pixels for key, pixels in block.pixels.items() if key in wanted}
         block.ids, block.lengths = np.concatenate(parts), np.array(lengths, np.int64)
         block.holes = np.array(holes, np.int64)
@@ -104,6 +105,7 @@ class _BlockMaker:
                 continue
             documents = documents_of(record, self._settings.options)
             block.num_filtered += not documents
+            # records are counted with the bad ones, as when the plan was made
             if drop:
                 kept = [d for k, d in enumerate(documents) if number << ORDINAL_BITS | k not in drop]
                 block.num_duplicates += len(documents) - len(kept)
@@ -115,13 +117,16 @@ class _BlockMaker:
         """Look up or prepare all pictures; returns by key why one cannot be."""
         if not pictures:
             return {}
+        # imported here: workers that see text alone do without Pillow
         from megachameleon.tokens.pictures import prepare_encoded
 
+        # a plan with damaged archives cannot know of pictures beforehand
         if self._settings.image_tokenizer is None:
             raise ValueError(
                 "the input holds pictures; plan again with --image-tokenizer DIR and --replace, then run again"
             )
         exact = self._settings.options.exact_pictures
+        # by key: a picture that stands in many documents is prepared once
         wanted = {code_key(picture, exact): picture for picture in pictures}
         if self._caches is not None:
             block.codes = self._caches.get(wanted)
@@ -154,6 +159,7 @@ class _BlockMaker:
             if isinstance(segment, TextSegment):
                 parts.append(self._tokenizer.encode_array(segment.text))
             else:
+                # behind the begin id
                 holes.append(end + 1)
                 keys.append(code_key(segment, self._settings.options.exact_pictures))
                 parts.append(self._picture)

@@ -94,7 +94,9 @@ def run_units(
     """
     plan = load_plan(folder)
     chosen = choose_units(plan, number, task)
+    # once a run and not once a unit: listing a large folder for each unit would be quadratic
     remove_orphans(folder)
+    # hashes of the small index files only; reading every .bin is for `verify`
     before = list(unit_states(plan, chosen, indexes=True))
     units = [state.unit for state in before if state.state != "finished"]
     counts = PictureCounts()
@@ -108,6 +110,7 @@ def run_units(
             more = f" ({len(failures)} units failed; status shows them all)" if len(failures) > 1 else ""
             raise ValueError(f"{failures[0]}{more}")
     states = _settled_states(plan, chosen)
+    # a job of an array sees its own units only, which may well be empty
     if len(chosen) == plan.num_units:
         _require_documents(plan, states)
     return RunResult(states, counts)
@@ -159,6 +162,7 @@ class _Run:
             ):
                 UnitRun(plan, unit, self._pool, filler, writer).run(self._options.max_bad, bar.advance)
                 forget_failure(plan.folder, unit)
+        # not its unit's matter: all others would fail likewise
         except NoRoomError:
             raise
         except (ValueError, OSError) as error:  # an input that cannot be read is its unit's matter
@@ -181,6 +185,7 @@ def _require_room(plan: Plan, units: Sequence[Unit]) -> None:
     """Refuse to start what the disk cannot hold, by a low estimate."""
     vocabulary = Vocabulary.load(Path(plan.tokenizer))
     inputs = [item for unit in units for item in unit.inputs]
+    # few texts have more than five bytes an id, so what is refused here would hardly fit
     ids = sum(item.text_bytes // 5 + item.num_pictures * vocabulary.image_length for item in inputs)
     require_free_space(plan.folder, ids * np.dtype(vocabulary.token_dtype).itemsize, "writing the shards")
 

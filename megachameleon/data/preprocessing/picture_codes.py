@@ -82,6 +82,7 @@ class CodeCaches:
             with _problems_named(path):
                 for key in missing:
                     rows = connection.execute("SELECT codes FROM codes WHERE key = ?", (key,)).fetchall()
+                    # a damaged entry counts as unknown: the codes are computed again
                     if rows and (codes := self._checked(key, rows[0][0])) is not None:
                         found[key] = codes
             missing = [key for key in missing if key not in found]
@@ -117,6 +118,7 @@ def _problems_named(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
+        # sqlite3 has no error class of its own for a full disk
         if "full" in str(error):
             raise NoRoomError(
                 f"{path}: no room left for the code cache; free some, or choose another disk with --code-cache; "
@@ -136,6 +138,7 @@ class PictureCounts:
     cached: int = 0
     """Distinct ones in their block that a cache or this run knew."""
     encoded: int = 0
+    """Distinct ones that the image tokenizer had to encode."""
 
 
 class CodeFiller:
@@ -168,6 +171,7 @@ class CodeFiller:
         self._known |= block.codes
         self._counts.pictures += len(block.keys)
         distinct = set(block.keys)
+        # decided here and not by workers, which do not know what other blocks bring
         fresh = {
             key: pixels for key, pixels in block.pixels.items() if key not in self._known and key not in self._missing
         }
@@ -177,6 +181,7 @@ class CodeFiller:
         self._waiting.append(block)
         while self._missing and len(self._missing) >= self._batch_size():
             self._encode()
+        # rare pictures would otherwise hold back blocks, and memory, without end
         if len(self._waiting) > MAX_WAITING or len(self._known) > 2 * self._limit:
             yield from self.finish()
         yield from self._complete()
@@ -209,6 +214,7 @@ class CodeFiller:
             self.save()
 
     def _complete(self) -> Iterator["Block"]:
+        # in order: the bytes of a shard must not depend on which picture was ready
         while self._waiting and not any(key in self._missing for key in self._waiting[0].keys):
             block = self._waiting.popleft()
             if block.keys:
@@ -221,6 +227,7 @@ class CodeFiller:
                 where = block.holes[:, None] + np.arange(length)
                 block.ids[where] = codes + self._vocabulary.image_code_start
             yield block
+        # blocks that wait may need any known code, so nothing is forgotten before
         if not self._waiting:
             while len(self._known) > self._limit:
                 del self._known[next(iter(self._known))]  # the oldest

@@ -35,8 +35,10 @@ class PictureEncoder:
         count = 1
         if tokenizer.device.type == "cpu":
             count = num_threads or min(self._threads_before, MAX_THREADS)
+            # OpenMP's number of threads belongs to the thread that sets it
             self._threads = ThreadPoolExecutor(count, "pictures", torch.set_num_threads, (1,))
         for _ in range(count):
+            # a twin for each thread, since a network's work buffers cannot be shared
             self._tokenizers.put(tokenizer.twin())
         self._together = tokenizer.encode_batch
         self.batch_size = count * self._together

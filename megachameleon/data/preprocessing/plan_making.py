@@ -84,6 +84,7 @@ def plan_preprocessing(
     _require_apart(output, [absolute_source(str(path)) for path in inputs], paths)
     text_tokenizer, picture_tokenizer = load_tokenizers(tokenizer, image_tokenizer, "cpu")
     root, names = _split_root(paths)
+    # after the tokenizers are loaded: reading all inputs may take hours, and a wrong folder shows at once
     surveyed = _survey(paths, names, options, how, workers)
     planned = [item.input for item in surveyed]
     if not any(item.num_records or item.text_bytes or item.num_pictures for item in planned):
@@ -97,6 +98,7 @@ def plan_preprocessing(
     rows = np.concatenate([*duplicates, np.empty(0, np.int64)])
     units = []
     first = 0
+    # hundreds of thousands of tiny shards would make every later listing slow
     many = how.num_units is None and len(planned) > MANY_INPUTS
     for unit in make_units(planned, count=how.num_units, unit_bytes=how.unit_bytes or (SMALL_UNIT if many else None)):
         own = rows[first : first + sum(item.num_duplicates for item in unit.inputs)]
@@ -105,6 +107,7 @@ def plan_preprocessing(
         first += len(own)
     shared = {
         "root": root,
+        # resolved, for jobs may start in another working folder
         "tokenizer": str(tokenizer.resolve()),
         "tokenizer_fingerprint": text_tokenizer.fingerprint,
         "image_tokenizer": str(image_tokenizer.resolve()) if image_tokenizer else None,
@@ -184,6 +187,7 @@ def _digests(path: str, options: DocumentOptions, allow_damaged: bool) -> tuple[
         for number, record in enumerate(read_source(path)):
             if isinstance(record, BadRecord):
                 continue
+            # what does not fit the 16 bits of ORDINAL_BITS is kept, duplicate or not
             for ordinal, document in enumerate(documents_of(record, options)[: 1 << ORDINAL_BITS]):
                 rows.append(number << ORDINAL_BITS | ordinal)
                 digests += document_digest(document)

@@ -7,6 +7,7 @@ from megachameleon.data.preprocessing.unit_state import UnitState, bytes_per_sec
 from megachameleon.data.shards.manifest import ShardManifest
 
 MAX_LISTED = 20
+"""Units with a line of their own, unless all are asked for."""
 
 
 def report_lines(folder: Path, states: Sequence[UnitState], *, every: bool = False) -> Iterator[str]:

@@ -32,7 +32,9 @@ from megachameleon.data.sources.surveying import SourceHash, hash_source, read_h
 from megachameleon.files import no_room_named, write_text
 
 BATCH_BYTES = 1 << 20
+"""Text of a batch, about; pictures count as `PICTURE_WEIGHT`."""
 BATCH_RECORDS = 1024
+"""Records of a batch at most."""
 PICTURE_WEIGHT = BATCH_BYTES // 64
 """What a picture counts for in a batch, because it grows when it is prepared."""
 _PICTURE_MARKS = MappingProxyType({"jsonl": b'"image', "html": b"<img", "markdown": b"!["})
@@ -75,18 +77,22 @@ class UnitRun:
                 `NAME.quarantine.jsonl` is left.
             NoRoomError: the disk is full.
         """
+        # sizes alone, which cost nothing, tell most changes before any work
         self._require_there()
         advance = _Progress(self._unit, report)
         with no_room_named(self._writer.prefix), closing(self._pool.ordered(self._batches())) as blocks:
             for block in blocks:
                 self._count(block)
                 advance(block.input, block.position)
+                # at each block, so that a bad unit does not run for hours
                 self._require_tolerable(max_bad, done=False)
                 self._write(self._filler.add(block))
             self._write(self._filler.finish())
+        # only now: hashes come with the reading, and a second pass over the network would cost more
         self._require_unchanged()
         self._require_tolerable(max_bad, done=True)
         with no_room_named(self._writer.prefix):
+            # codes before the shard: after a kill in between they need not be computed again
             self._filler.save()
             self._save_quarantine()
             manifest = self._writer.commit(
@@ -141,6 +147,7 @@ class UnitRun:
     def _require_there(self) -> None:
         for item in self._unit.inputs:
             path = self._plan.input_path(item)
+            # has no size of its own
             if kind_of_source(path) == "folder":
                 continue
             size = file_size(path)
@@ -182,6 +189,7 @@ class UnitRun:
     def _expected_records(self) -> int:
         counts = [item.num_records for item in self._unit.inputs]
         known = sum(count for count in counts if count is not None)
+        # of all records and not of those so far: a bad beginning must not fail a good unit
         return known if None not in counts else max(known, self._tally.num_records, FIRST_LOOK)
 
     def _save_quarantine(self) -> Path:
@@ -222,6 +230,7 @@ def file_records(unit: Unit) -> tuple[FileRecord, ...]:
 def shard_options(plan: Plan, unit: Unit) -> dict:
     """What of a plan decides a unit's bytes, beside inputs and tokenizers; kept in its manifest."""
     options = asdict(plan.options)
+    # as JSON gives it back, for it is compared with a manifest that was read
     options["languages"] = list(plan.options.languages)
     kept = {"allow_damaged_archives": plan.allow_damaged_archives, "drop_duplicates": plan.drop_duplicates}
     dropped = {"duplicates_hash": unit.duplicates_hash} if plan.drop_duplicates else {}
@@ -234,6 +243,7 @@ def _changed(path: str) -> ValueError:
 
 
 def _batch(number: int, records: Sequence[RawRecord | BadRecord], first: int, drops: np.ndarray) -> Batch:
+    # batches are cut by input alone, so each takes its share of the unit's sorted list
     low, high = np.searchsorted(drops, (first << ORDINAL_BITS, first + len(records) << ORDINAL_BITS))
     return Batch(number, records, drops[low:high] - (first << ORDINAL_BITS))
 

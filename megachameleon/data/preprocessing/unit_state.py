@@ -89,6 +89,7 @@ def bytes_per_second(states: Iterable[UnitState]) -> float | None:
     """Input bytes of the units that became finished within the last hour of work, by the time that took."""
     finished = sorted((s.finished_at, s.unit.bytes) for s in states if s.manifest is not None)
     recent = [item for item in finished if item[0] >= finished[-1][0] - RATE_WINDOW]
+    # the first one's bytes were worked on before the window begins, hence recent[1:]
     seconds = recent[-1][0] - recent[0][0] if recent else 0.0
     return sum(size for _, size in recent[1:]) / seconds if seconds >= 1 else None
 
@@ -104,6 +105,7 @@ def _unfinished(unit: Unit, prefix: Path, writer: str | None) -> UnitState:
 
 
 def _contradiction(plan: Plan, unit: Unit, manifest: ShardManifest) -> str | None:
+    # the manifest remembers what its plan decided, so a new plan does not take over old shards
     if manifest.inputs != file_records(unit) or manifest.options != shard_options(plan, unit):
         return "made by another plan"
     if manifest.duplicates > sum(item.num_duplicates for item in unit.inputs):

@@ -45,6 +45,7 @@ def _make_check(plan: Plan, discard: bool) -> Callable[[int], str | None]:
         prefix = plan.folder / state.unit.name
         try:
             ShardReader(prefix).verify()
+        # not the shard's fault, perhaps: a manifest is not discarded for a stale handle
         except OSError as error:
             return f"{prefix}: cannot be read ({describe_error(error)})"
         except ValueError as error:

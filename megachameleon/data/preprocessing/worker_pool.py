@@ -112,6 +112,7 @@ class WorkerPool(Generic[Task, Result]):
         end = time.monotonic() + patience
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
+        # such a process is in the middle of a task and cannot be told to leave it
         if any(thread.is_alive() for thread in threads):
             for process, _ in self._processes:
                 process.kill()
@@ -140,6 +141,7 @@ class _Stream:
         self._tasks = iter(tasks)
         self._num_drawn = 0
         self._drawing = threading.Lock()
+        # bounds what is done but not yet taken: one slow task must not let results pile up
         self._room = threading.Semaphore((AHEAD + 1) * workers)
         self._changed = threading.Condition()
         self._done: dict[int, tuple[bool, Any]] = {}
@@ -152,6 +154,7 @@ class _Stream:
         number = 0
         while True:
             with self._changed:
+                # results that came before a death are still given out, in order
                 while not (self._died is not None or number in self._done or number == self._last):
                     self._changed.wait()
                 if number in self._done:
@@ -169,6 +172,7 @@ class _Stream:
     def stop(self) -> None:
         """Draw no more tasks; what is under way comes to its end."""
         self._stopped = True
+        # whoever waits for room wakes up and finds that nothing is left to draw
         self._room.release(1_000_000)
 
     def feed(self, number: int, process: Any, connection: Connection) -> None:
@@ -196,6 +200,7 @@ class _Stream:
 
     def _send(self, connection: Connection, number: int, task: Any) -> bool:
         try:
+            # by hand, so that what cannot be pickled is the error of its task and not of the pool
             data = pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             self._put(number, False, error)
@@ -255,8 +260,10 @@ def _serve(connection: Connection, make_work: Callable[..., Callable[[Any], Any]
     """What a process does: tasks in, results out, until the other end closes."""
     os.environ["OMP_NUM_THREADS"] = "1"  # there are as many of us as the user wants cores to work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a terminal interrupts all of us
+    # a signal that the parent ignores stays ignored in its children, and terminate() must end us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # sent by a thread: megabytes of pixels would otherwise stop the work meanwhile
     outgoing: queue.Queue[bytes] = queue.Queue(maxsize=1)
     threading.Thread(target=_send_all, args=(connection, outgoing), daemon=True).start()
     try:
@@ -298,4 +305,5 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    # not sys.exit, which would end this thread alone
     os._exit(1)

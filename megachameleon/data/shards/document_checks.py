@@ -55,6 +55,7 @@ def checked_lengths(ids: np.ndarray, lengths: np.ndarray, *, first: int = 0) -> 
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"document {first}: expected a row of {name}, got shape {array.shape} of {array.dtype}")
     lengths = lengths.astype(np.int64)
+    # each by itself before the sum, which could overflow
     wrong = np.flatnonzero((lengths < 1) | (lengths > min(len(ids), MAX_DOCUMENT_LENGTH)))
     if len(wrong):
         raise ValueError(
@@ -74,7 +75,9 @@ def require_ids(ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary, *,
     Raises:
         ValueError: names the first such id and its document.
     """
+    # two quick passes in the good case; which id it is matters only for the error
     low = 0 if ids.dtype.kind == "u" else int(ids.min(initial=0))
+    # uint16 cannot exceed a vocabulary of 65,536, so nothing need be read
     possible = np.iinfo(ids.dtype).max >= vocabulary.size
     if low >= 0 and not (possible and int(ids.max(initial=0)) >= vocabulary.size):
         return

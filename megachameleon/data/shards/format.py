@@ -23,6 +23,7 @@ import numpy as np
 
 IDX_MAGIC = b"MMIDIDX\x00\x00"
 IDX_HEADER = struct.Struct("<9sQBQQ")
+# megatron-core's DType; its own choice would be int32 from 65,500 ids on, so it is written out
 DTYPE_CODES = {"uint16": 8, "int32": 4}
 
 SPANS_MAGIC = b"MCSPANS\x00"
@@ -42,6 +43,7 @@ def write_idx(file: Writable, lengths: np.ndarray, dtype: np.dtype) -> None:
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
     file.write(IDX_HEADER.pack(IDX_MAGIC, 1, DTYPE_CODES[dtype.name], n, n + 1))
     file.write(lengths.astype("<i4").tobytes())
+    # [:n] for a shard without documents, which has no offset
     file.write(np.concatenate(([0], ends[:-1])).astype("<i8")[:n].tobytes())
     file.write(np.arange(n + 1, dtype="<i8").tobytes())
 
@@ -62,6 +64,7 @@ def parse_idx(content: bytes, path: Path, dtype: np.dtype) -> np.ndarray:
         raise _damaged(path, "not a version 1 index of megatron-core")
     if code != DTYPE_CODES[dtype.name]:
         raise _damaged(path, f"dtype code {code}, but the vocabulary needs {dtype.name}")
+    # before numpy allocates by what the header claims
     if num_boundaries != n + 1 or len(content) != IDX_HEADER.size + 20 * n + 8:
         raise _damaged(path, f"{len(content)} bytes do not hold {n} documents of one sequence each")
     lengths = np.frombuffer(content, "<i4", n, IDX_HEADER.size).astype(np.int64)
@@ -99,6 +102,7 @@ def parse_spans(content: bytes, path: Path, lengths: np.ndarray, image_length: i
     magic, version, n, m = SPANS_HEADER.unpack_from(content)
     if magic != SPANS_MAGIC or version != 1:
         raise _damaged(path, "not a version 1 spans file")
+    # before numpy allocates by what the header claims
     if n != len(lengths) or len(content) != SPANS_HEADER.size + 8 * (n + 1) + 8 * m:
         raise _damaged(path, f"{len(content)} bytes do not hold {m} pictures of {n} documents")
     first = np.frombuffer(content, "<i8", n + 1, SPANS_HEADER.size)
@@ -106,6 +110,7 @@ def parse_spans(content: bytes, path: Path, lengths: np.ndarray, image_length: i
     if first[0] != 0 or first[-1] != m or (first[1:] < first[:-1]).any():  # differences could overflow
         raise _damaged(path, "documents' shares of the pictures contradict each other")
     document = np.repeat(np.arange(n), np.diff(first))
+    # int64, because a damaged start plus its length may pass the end of int32
     starts, ends = spans[:, 0].astype(np.int64), spans.sum(axis=1, dtype=np.int64)
     inside = (starts >= 0).all() and (ends <= lengths[document]).all() and (spans[:, 1] == image_length).all()
     if not (inside and ((ends[:-1] <= starts[1:]) | (document[:-1] != document[1:])).all()):

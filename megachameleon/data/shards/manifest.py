@@ -24,8 +24,11 @@ class FileRecord:
     """Size and hash of one file."""
 
     name: str
+    """Without a folder for the shard's own files; below the plan's root for inputs."""
     bytes: int
+    """Size of the file."""
     sha256: str
+    """64 hexadecimal digits."""
 
     @classmethod
     def from_dict(cls, values: Any) -> "FileRecord":
@@ -56,11 +59,13 @@ class ShardManifest:
     dtype: str
     """numpy name of the ids' dtype, such as "uint16"."""
     num_documents: int
+    """Documents in the shard."""
     num_tokens: int
     """All ids: text, pictures and control ids."""
     num_image_tokens: int
     """Ids that belong to pictures: begin, codes and end."""
     num_images: int
+    """Pictures in all documents."""
     files: dict[str, FileRecord]
     """The data files by suffix."""
     inputs: tuple[FileRecord, ...] = ()
@@ -86,6 +91,7 @@ class ShardManifest:
 
     def save(self, path: Path) -> None:
         """Write the manifest whole, with a hash over all that it says: this is what makes a shard exist."""
+        # through JSON, so that the hash is over what a reader will parse: lists instead of tuples
         values = json.loads(json.dumps({"format": SHARD_FORMAT, "version": SHARD_VERSION, **asdict(self)}))
         write_json(path, {**values, OWN_HASH: _hash_of(values)})
 
@@ -118,6 +124,7 @@ class ShardManifest:
         if wrong := sorted({field.name for field in fields(cls)} ^ set(values)):
             raise ValueError(f"missing or unknown fields {_shown(wrong)}")
         for name, allowed in _FIELD_TYPES.items():
+            # type() and not isinstance(), for which true would be a count
             if type(values[name]) not in allowed or (type(values[name]) is int and values[name] < 0):
                 raise ValueError(f"{name}={_shown(values[name])}")
         if set(values["files"]) != set(DATA_SUFFIXES):
@@ -143,6 +150,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 
 def _hash_of(values: dict[str, Any]) -> str:
     """SHA-256 of parsed JSON, whatever the file's white space and order of keys."""
+    # one spelling, for formatters and editors may lay the file out anew
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 

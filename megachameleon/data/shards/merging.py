@@ -12,6 +12,7 @@ from megachameleon.data.shards.writer import ShardWriter, remove_orphans
 from megachameleon.files import no_room_named, require_free_space
 
 PIECE_BYTES = 1 << 24
+"""Copied at a time."""
 
 
 def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
@@ -49,6 +50,7 @@ def merge_shards(shards: Sequence[ShardReader], prefix: Path) -> ShardManifest:
 
 def _content(shard: ShardReader, bar: ProgressTask) -> Iterator[bytes]:
     path, digest = shard_file(shard.prefix, ".bin"), hashlib.sha256()
+    # opening compares only the size of .bin, and a new manifest must not vouch for changed ids
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             digest.update(piece)

@@ -19,6 +19,7 @@ from megachameleon.data.shards.manifest import DATA_SUFFIXES, ShardManifest, is_
 from megachameleon.files import read_json, sha256_of
 
 VERIFY_BLOCK = 1 << 22
+"""Ids that `verify` looks at together."""
 
 
 def shard_file(prefix: Path, suffix: str) -> Path:
@@ -52,6 +53,7 @@ class ShardReader:
             raise ValueError(f"{manifest_path}: dtype {self.manifest.dtype}, but the vocabulary needs {dtype.name}")
         for suffix in DATA_SUFFIXES:
             self._check_size(suffix)
+        # parsed from the very bytes that were hashed, so no change can slip in between
         self.lengths = parse_idx(self._read_unchanged(".idx"), shard_file(prefix, ".idx"), dtype)
         spans = self._read_unchanged(".spans")
         self._first, self._spans = parse_spans(
@@ -100,6 +102,7 @@ class ShardReader:
             path, record = shard_file(self.prefix, suffix), self.manifest.files[suffix]
             if sha256_of(path) != record.sha256:
                 raise ValueError(f"{path}: its SHA-256 is not the manifest's, so the file was changed; {remedy}")
+        # hashes can be made to fit by a program that is wrong, so contents are looked at as well
         for begin, end in self._blocks(VERIFY_BLOCK):
             ids = self._ids[self._ends[begin] - self.lengths[begin] : self._ends[end - 1]]
             try:
@@ -229,6 +232,7 @@ class Dataset:
     def _require_same_tokenizers(self) -> None:
         """Shards without pictures may lack a picture tokenizer; all others must have the same."""
         for name in ("tokenizer", "image_tokenizer"):
+            # reversed, so that errors name the first shard of each
             found = {getattr(shard.manifest, name): shard.prefix for shard in reversed(self.shards)}
             found.pop(None, None)
             if len(found) > 1:
@@ -238,6 +242,7 @@ class Dataset:
 
 def shard_prefixes(path: Path) -> list[Path]:
     """The shards that `path` names: all finished ones of a folder, or the one."""
+    # a plan says which shards there must be; without one, only finished ones can be seen
     if (path / PLAN_FILE).exists():
         return _planned_prefixes(path)
     if not path.is_dir():

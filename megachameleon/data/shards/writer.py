@@ -23,6 +23,7 @@ from megachameleon.files import sha256_of, sync_directory
 from megachameleon.tokens.vocabulary import Vocabulary
 
 WRITE_BUFFER = 1 << 22
+"""Bytes that are gathered before each write."""
 STALE_AFTER = 120.0
 """Seconds after which what another machine holds for a moment (a lock of renames) counts as left behind."""
 SILENT_AFTER = 900.0
@@ -99,9 +100,11 @@ class ShardWriter:
             ValueError: lengths that do not fit, an id outside the vocabulary, or a torn picture; names the document.
                 The shard stays as it was.
         """
+        # all checks before the first write, so a refused block leaves the shard as it was
         lengths = checked_lengths(ids, lengths, first=self.num_documents)
         require_ids(ids, lengths, self.vocabulary, first=self.num_documents)
         counts, spans = find_pictures(ids, lengths, self.vocabulary, first=self.num_documents)
+        # narrowed only now: in uint16 an id of 65,536 or more would wrap without a word
         self._bin.write(np.ascontiguousarray(ids, dtype=self._dtype).data)
         self._lengths.append(lengths)
         self.num_documents += len(lengths)
@@ -145,6 +148,7 @@ class ShardWriter:
         write_spans(spans_file, counts, spans)
         files = {}
         for suffix, file in ((".bin", self._bin), (".idx", idx), (".spans", spans_file)):
+            # on the disk before the renames, or a crash could leave names without contents
             file.close(sync=True)
             files[suffix] = FileRecord(name=self.prefix.name + suffix, bytes=file.bytes, sha256=file.sha256)
         manifest = ShardManifest(
@@ -169,6 +173,7 @@ class ShardWriter:
     def _publish(self, manifest: ShardManifest) -> None:
         manifest_path = shard_file(self.prefix, ".json")
         with _alone(self.prefix):
+            # two runs of one unit may end together; what is whole need not be renamed over
             if _is_there(self.prefix, manifest):
                 return  # another run has just made the very same
             manifest_path.unlink(missing_ok=True)  # an old manifest must not vouch for new data,
@@ -231,6 +236,7 @@ def _temporary_files(folder: Path) -> Iterator[tuple[Path, str, str, int]]:
 
 
 def _temporary_file(prefix: Path, suffix: str) -> Path:
+    # host and process tell whether the writer lives; the token, two writers in one process
     return prefix.with_name(f".{prefix.name}{suffix}.{_here()}.{uuid.uuid4().hex[:8]}.{os.getpid()}.tmp")
 
 
@@ -253,6 +259,7 @@ def _alone(prefix: Path) -> Iterator[None]:
     lock = prefix.with_name(f".{prefix.name}.lock")
     while True:
         try:
+            # O_EXCL holds on network file systems too, where locks on open files may not
             descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             break
         except FileExistsError:

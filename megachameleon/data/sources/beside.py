@@ -35,14 +35,17 @@ class FilesBeside:
             raise ValueError(f"image {name!r} is not a file name")
         if name.startswith("data:"):
             return _content_of_uri(name)
+        # what a URL gives may be another picture tomorrow, and the same plan would give another shard
         if is_url(name):
             raise ValueError(f"image {name!r} is a URL; pictures are not fetched, save them beside the file")
         path = resolve_beside(self._folder, name)
         size = file_size(path)
         if size is None:
+            # noted too, for a picture that appears later makes another shard
             self._note(name, None)
             raise ValueError(f"image {name!r}: no such file beside the file that names it")
         with open_location(path) as file:
+            # one byte more than allowed: a server may not tell the size, or a wrong one
             content = file.read(self._left + 1) if size <= self._left else b""
         if max(size, len(content)) > self._left:
             raise ValueError(too_long(f"image {name!r}, with those before it,", max(size, len(content))))
@@ -69,6 +72,7 @@ class ReferenceHash:
 
     def add(self, name: str, found: str) -> None:
         """Add a name and the `found_hash` of what it held."""
+        # a zero byte and a line end, which no name has, keep entries apart
         self._digest.update(f"{name}\0{found}\n".encode("utf-8", "backslashreplace"))
         self._any = True
 

@@ -72,8 +72,10 @@ class _ZstdReader(io.RawIOBase):
             self._content = memoryview(self._frame.decompress(packed))
         except self._damage as error:
             raise EOFError(str(error)) from None
+        # even without output so far: a file cut inside a frame's header must be an error
         self._packed, self._frame_begun = b"", True
         if self._frame.eof:
+            # parallel compressors write many frames, which decompressobj does not join
             self._packed = self._frame.unused_data
             self._frame = self._decompressor.decompressobj()
             self._frame_begun = False

@@ -27,5 +27,6 @@ def damage_reported(source: str) -> Iterator[None]:
     """Turn what damaged files make the readers raise into `DamagedArchiveError`."""
     try:
         yield
+    # gzip tells damage by three kinds of errors, depending on where it is
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DamagedArchiveError(source, str(error)) from None

@@ -32,6 +32,7 @@ def find_sources(paths: Iterable[str | Path]) -> list[str]:
     found = [source for path in paths for given in _expanded(source_name(path)) for source in _sources_at(given)]
     seen: dict[str, str] = {}
     for source in found:
+        # by resolved paths: the same file under two links would be trained on twice
         earlier = seen.setdefault(absolute_source(source), source)
         if earlier is not source:
             also = "" if earlier == source else f", also as {earlier}"
@@ -42,6 +43,7 @@ def find_sources(paths: Iterable[str | Path]) -> list[str]:
 
 
 def _expanded(path: str) -> list[str]:
+    # a file whose name has such marks is meant as it is
     if not any(mark in path for mark in "*?[") or file_size(path) is not None or is_folder(path):
         return [path]
     found = [name for name in expand(path) if is_folder(name) or base_name(name).lower().endswith(KNOWN_SUFFIXES)]
@@ -68,6 +70,7 @@ def _sources_in(folder: str) -> list[str]:
     sources: list[str] = []
     for inner, names in contents.items():
         captions = captions_beside_pictures(names)
+        # metadata describes the same pictures, so both would give each twice
         if captions and not described_by_metadata(names):
             sources.append(inner)
         sources += [

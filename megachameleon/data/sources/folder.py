@@ -47,6 +47,7 @@ def read_raw_folder(source: str, file: BinaryIO) -> Iterator[RawRecord]:
         yield RawRecord(source, "folder", key, position, (key, tuple(files)))
         position += sum(sizes[name] for name in files)
     used = {name for files in samples.values() for name in files}
+    # a page or table in the folder may refer to pictures that have no caption of their own
     if not any(name.lower().endswith(_REFERRING) for name in names):
         for name in names:
             if is_picture(name) and name not in used:
@@ -61,6 +62,7 @@ def parse_raw_folder(raw: RawRecord, beside: FilesBeside) -> Record:
     """
     key, files = raw.payload
     members = {name[len(key) + 1 :].lower(): beside.read(name) for name in files}
+    # file systems may keep A.png and a.png apart; extensions of samples are in lower case
     if len(members) < len(files):
         raise ValueError(f"two of {', '.join(files)} have one name but for capital letters")
     return sample_record(raw.place, key, members)

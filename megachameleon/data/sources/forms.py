@@ -42,6 +42,7 @@ def record_of(origin: str, values: Mapping[str, Any], read_picture: ReadPicture)
     Raises:
         ValueError: no form fits, a text is empty, or a picture cannot be found.
     """
+    # columns of a table are null where another form is meant
     present = {key: value for key, value in values.items() if value is not None}
     if "segments" in present:
         return SegmentsRecord(origin, segments_of(present["segments"], read_picture))
@@ -107,8 +108,10 @@ def _picture(value: Any, where: str, read_picture: ReadPicture, fit: Fit = "crop
             raise ValueError(f"{where} is not base64") from None
     if isinstance(value, dict):
         content = value.get("bytes")
+        # Hugging Face's form of a picture: bytes, or a path where none are embedded
         value = value.get("path") if content is None else content
     if isinstance(value, bytes):
         return PictureSegment(value, where, fit)
+    # a name for errors; a data: URI would be as long as the picture
     name = where if not isinstance(value, str) or value.startswith("data:") else value
     return PictureSegment(read_picture(value), name, fit)

@@ -45,10 +45,12 @@ def html_segments(text: str, page: PageBuilder) -> tuple:
         from lxml import etree
     except ImportError:
         raise ValueError("reading HTML needs the package lxml; pip install lxml") from None
+    # events instead of a tree, which takes many times the page's bytes; nothing is fetched
     parser = etree.HTMLParser(target=_Reader(page), no_network=True)
     try:
         for start in range(0, len(text), 1 << 20):
             parser.feed(text[start : start + (1 << 20)].replace("\0", "\ufffd"))
+        # closing a parser that was fed nothing is an error in lxml
         if text:
             parser.close()
     except etree.LxmlError as error:
@@ -83,6 +85,7 @@ class _Reader:
 
     def end(self, tag: str) -> None:
         if tag in _UNSEEN:
+            # pages close what they have not opened
             self._unseen = max(0, self._unseen - 1)
         elif not self._unseen:
             if tag in _BLOCKS:
@@ -113,6 +116,7 @@ class _Reader:
 
 def _decoded(content: bytes) -> str:
     """A page's source, in UTF-8 or the encoding that it declares at its beginning."""
+    # HTML's standard looks for the declaration in the first 1,024 bytes
     declared = _CHARSET.search(content[:1024])
     encoding = "utf-8"
     if declared is not None:
@@ -120,6 +124,7 @@ def _decoded(content: bytes) -> str:
             encoding = codecs.lookup(declared[1].decode()).name
         except LookupError:
             raise ValueError(f"unknown encoding {declared[1].decode()!r}") from None
+        # Python has codecs that are no text encodings, and others that pages do not use
         if not _CHARSETS.fullmatch(encoding):
             raise ValueError(f"unknown encoding {encoding!r}")
     try:

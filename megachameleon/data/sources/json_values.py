@@ -8,6 +8,7 @@ from megachameleon.data.records import decode_text, kind_of
 MAX_VALUES = 1 << 22
 """Values of one record; as Python's objects, more would take gigabytes."""
 _SURELY_FEW = 1 << 20
+"""Bytes that cannot have too many values; shorter records are not counted."""
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -16,6 +17,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: not UTF-8, not JSON, not an object, a key twice, or too deep or too many values.
     """
+    # counted before parsing, because Python's objects would fill memory first
     if len(data) > _SURELY_FEW and sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise ValueError(f"JSON with more than {MAX_VALUES:,} commas and brackets")
     try:
@@ -33,6 +35,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
+    # of two equal keys Python keeps the last, other readers the first
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in values if keys.count(key) > 1)

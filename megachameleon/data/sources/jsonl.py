@@ -17,6 +17,7 @@ _PICTURES = re.compile("|".join(f'"{key}' for key in PICTURE_KEYS).encode())
 def read_raw_jsonl(source: str, file: BinaryIO) -> Iterator[RawRecord]:
     """The lines of a JSONL file, unpacked as `file`."""
     position = number = 0
+    # bounded, for a file without line ends would be read into memory whole
     while line := file.readline(MAX_RECORD_BYTES + 1):
         number += 1
         place, begin = f"line {number}, byte {position}", position
@@ -25,6 +26,7 @@ def read_raw_jsonl(source: str, file: BinaryIO) -> Iterator[RawRecord]:
             if not line.isspace():
                 yield RawRecord(source, "jsonl", place, begin, line)
             continue
+        # on to the next line: one endless line sets aside one record, not the rest of the file
         while line and not line.endswith(b"\n"):
             line = file.readline(1 << 20)
             position += len(line)

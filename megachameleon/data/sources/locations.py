@@ -18,6 +18,7 @@ BUFFER_BYTES = 1 << 20
 MAX_NAME = 4096
 """Longest name of a picture beside a file, in characters."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# everything else, such as a stale handle or no permission, is not "no file" and must be seen
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
@@ -25,6 +26,7 @@ _URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 def source_name(source: str | Path) -> str:
     """A source as a string: `file://` URLs as local paths, and the slash that `Path` takes from a URL given back."""
     name = str(source)
+    # Path("s3://a") has become "s3:/a"
     if isinstance(source, Path):
         name = _URL_AS_PATH.sub(r"\1://", name, count=1)
     if name.startswith("file://"):
@@ -45,6 +47,7 @@ def is_url(source: str) -> bool:
 
 def base_name(source: str) -> str:
     """The last part of a path or URL, without the query of a URL."""
+    # only there: object stores allow ? and # in names
     path = re.split("[?#]", source)[0] if source.startswith(("http://", "https://")) else source
     return path.rstrip("/").rpartition("/")[2]
 
@@ -71,6 +74,7 @@ def resolve_beside(folder: str, name: str) -> str:
     if not name or any(ord(character) < 32 for character in name):
         raise ValueError(f"image {name!r} is not a file name")
     if is_url(folder):
+        # links cannot be followed in a URL, so only the name itself can be checked
         path = posixpath.normpath(name)
         if is_url(name) or path.startswith(("/", "..")) or "\\" in name:
             raise ValueError(f"image {name!r} lies outside the folder of the file that names it")
@@ -143,6 +147,7 @@ def list_folder(folder: str, *, deep: bool) -> list[tuple[str, int]]:
         deep: also those of folders inside.
     """
     found = _list_remote(folder, deep) if is_url(folder) else _list_local(folder, deep)
+    # hidden files are leftovers, caches and half-written ones
     visible = [(name, size) for name, size in found if not any(part.startswith(".") for part in name.split("/"))]
     return [(inside(folder, name), size) for name, size in sorted(visible, key=lambda item: item[0].split("/"))]
 
@@ -166,6 +171,7 @@ def _list_local(folder: str, deep: bool) -> Iterator[tuple[str, int]]:
             path = Path(root, file)
             if path.is_file():
                 yield path.relative_to(folder).as_posix(), path.stat().st_size
+            # silently left out, data would be missing without a word
             elif path.is_symlink() and not path.exists() and not file.startswith("."):
                 raise ValueError(f"{path}: a link to nothing; mend or remove it")
 
@@ -183,6 +189,7 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
         return True
 
     for root, folders, files in os.walk(folder, followlinks=True):
+        # in place, which os.walk takes as the folders to enter; sorted, for systems list in any order
         folders[:] = [name for name in sorted(folders) if is_new(Path(root, name))]
         yield root, folders, files
 

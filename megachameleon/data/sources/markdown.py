@@ -42,6 +42,7 @@ def parse_raw_markdown(raw: RawRecord, beside: FilesBeside) -> Record:
         text = decode_text(raw.payload)
     except UnicodeDecodeError as error:
         raise ValueError(f"not valid UTF-8 (at its byte {error.start})") from None
+    # as CommonMark does, so that positions in the parser's text and in ours agree
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
     page = PageBuilder(beside)
     done = 0
@@ -61,6 +62,7 @@ def _trimmed(text: str, start: int, end: int) -> str:
 
 
 def _pictures(text: str) -> list[_Picture]:
+    # most pages have no pictures and need no parser
     if "![" not in text and "<img" not in text.lower():
         return []
     try:
@@ -69,6 +71,7 @@ def _pictures(text: str) -> list[_Picture]:
     except ImportError:
         raise ValueError("reading Markdown needs the package markdown-it-py; pip install markdown-it-py") from None
 
+    # the parser gives a picture's address and text, but not where its markup stands
     def image_with_markup(state: Any, silent: bool) -> bool:
         start = state.pos
         found = image(state, silent)
@@ -118,6 +121,7 @@ def _located(text: str, pictures: Sequence[_Picture]) -> Iterator[tuple[_Picture
             raise ValueError(f"picture {picture.reference[:80]!r} cannot be located; write it on a line of its own")
         start, end = match.span()
         rest = _REST_OF_LINK.match(text, end)
+        # a picture that is a link: what is left of the link would be stray brackets
         if rest is not None and text[start - 1 : start] == "[":
             start, end = start - 1, rest.end()
         yield picture, start, end

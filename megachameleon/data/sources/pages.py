@@ -30,6 +30,7 @@ class PageBuilder:
         """Add a paragraph, unless it says what the picture before it did."""
         if not text.strip():
             return
+        # captions under pictures often repeat the alternative text
         if text != self._alternative:
             self._parts.append(text)
         self._alternative = ""
@@ -73,7 +74,9 @@ class PageBuilder:
             return PictureSegment(self._beside.read("data:" + reference[5:]), "data: URI")
         if not reference or _ELSEWHERE.match(reference):
             return None
+        # pages that were saved keep the query behind names
         name = unquote(re.split("[?#]", reference)[0], errors="strict")
+        # such as SVG, which would have to be drawn first
         if posixpath.splitext(name)[1].lower() not in _SUFFIXES:
             return None
         return PictureSegment(self._beside.read(name), name)

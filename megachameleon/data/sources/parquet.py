@@ -28,18 +28,23 @@ def read_raw_parquet(source: str, file: BinaryIO) -> Iterator[RawRecord]:
     except ImportError:
         raise ValueError(f"{source}: reading parquet needs the package pyarrow; pip install pyarrow") from None
     try:
+        # without read-ahead of whole row groups; pages have sums of their own, if the writer made any
         table = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
         columns = known_columns(source, table.schema_arrow.names)
         position = 0
         for group in range(table.num_row_groups):
+            # of the group only: with a damaged footer, asking for a column's sizes aborts the interpreter
             layout = table.metadata.row_group(group)
             rows_at_once = _rows_at_once(source, layout.total_byte_size, layout.num_rows)
             row = 0
+            # one thread: the pool's workers already use the cores, and order matters
             for batch in table.iter_batches(rows_at_once, row_groups=[group], columns=columns, use_threads=False):
                 for values, error in _rows(batch):
+                    # a row's own bytes are unknown; an even share is near enough for a progress bar
                     done = position + layout.total_byte_size * row // max(1, layout.num_rows)
                     yield RawRecord(source, "parquet", f"row group {group}, row {row}", done, values, error)
                     row += 1
+            # fewer rows than declared are damage too, and must not go unnoticed
             if row != layout.num_rows:
                 raise EOFError(f"row group {group} has {row} of {layout.num_rows} rows")
             position += layout.total_byte_size

@@ -87,6 +87,7 @@ def read_hashed(source: str | Path, finish: Callable[[SourceHash], None]) -> Ite
         hashing = _Hashing(file)
         with unpacked(cast(BinaryIO, io.BufferedReader(hashing, BUFFER_BYTES)), name) as content:
             yield from KINDS[kind].read(name, content)
+            # inside the `with`: what follows the last record, such as a tar's padding, is hashed as well
             finish(hashing.finish())
 
 
@@ -98,6 +99,7 @@ class _Count:
     def add(self, raw: RawRecord) -> None:
         self._num_records += 1
         counted = None if raw.error else KINDS[raw.kind].count(raw)
+        # parsing costs more than finding, so it is left out where bytes alone tell
         if counted is None:
             counted = self._understood(raw)
         self._text_bytes += counted[0]

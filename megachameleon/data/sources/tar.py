@@ -21,6 +21,7 @@ from megachameleon.data.sources.samples import is_picture, sample_record
 MAX_HEADER_BYTES = 1 << 20
 """Longest extended header (a long name, or pax attributes)."""
 _LONG_NAME, _EXTENDED = (tarfile.GNUTYPE_LONGNAME,), (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+# headers about links and about all members: nothing that a sample needs
 _ABOUT_OTHERS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
 _WITHOUT_CONTENT = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE
@@ -58,6 +59,7 @@ class _Sample:
             self.error = f"{member.name} is a link or a device, not a file"
         elif self.size > MAX_RECORD_BYTES:
             self.error = too_long(f"{member.name}, with the members before it,", self.size)
+            # what is set aside is not needed, and others of its key may still come
             self.members.clear()
         elif extension in self.members:
             self.error = f"two members are named {member.name}"
@@ -124,17 +126,21 @@ def _walk(file: BinaryIO) -> Iterator[TarMember]:
         header = _header(block, position)
         position += tarfile.BLOCKSIZE
         size = 0 if header.type in _WITHOUT_CONTENT else int(attributes.get("size", header.size))
+        # contents are filled up to whole blocks
         length = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if header.type in (*_LONG_NAME, *_EXTENDED, *_ABOUT_OTHERS):
             if size > MAX_HEADER_BYTES:
                 raise tarfile.ReadError(f"a header of {size:,} bytes at byte {position:,}")
+            # read without the library, which would allocate whatever a header declares
             attributes |= _attributes(header.type, _exactly(file, length, position)[:size], position)
             position += length
             continue
         content = _Content(file, size, length, position)
         name = attributes.get("path", header.name)
+        # folders are left out, as they would cut a sample's run of members in two
         if header.type != tarfile.DIRTYPE:
             yield TarMember(name, size, begin, _is_file(header, attributes), content.read)
+        # by reading: a packed stream cannot seek, and a cut file is noticed
         content.skip()
         position += length
         begin, attributes = position, {}
@@ -167,6 +173,7 @@ def _exactly(file: BinaryIO, count: int, position: int) -> bytes:
 
 def _header(block: bytes, position: int) -> tarfile.TarInfo:
     try:
+        # the library's own reading of the checksum and of octal and base-256 numbers
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
         raise tarfile.ReadError(f"no header at byte {position:,}: {error}") from None
@@ -179,11 +186,13 @@ def _attributes(kind: bytes, content: bytes, position: int) -> dict[str, str]:
     if kind in _ABOUT_OTHERS:
         return {}
     if kind in _LONG_NAME:
+        # GNU tar ends a long name by a zero byte
         return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     values: dict[str, str] = {}
     content, done = content.rstrip(b"\0"), 0
     while done < len(content):
         digits = content[done : done + 8].partition(b" ")[0]
+        # at most 7 digits: longer ones exceed MAX_HEADER_BYTES, and int() of thousands takes long
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
         key, equals, value = content[done + len(digits) + 1 : done + length - 1].partition(b"=")
         if not equals or not len(digits) < length <= len(content) - done:
@@ -202,6 +211,7 @@ def _is_file(header: tarfile.TarInfo, attributes: dict[str, str]) -> bool:
 
 def _require_end(file: BinaryIO, position: int) -> None:
     while rest := file.read(BUFFER_BYTES):
+        # zeros are padding; anything else would be lost without a word
         if rest.strip(b"\0"):
             raise tarfile.ReadError(f"it goes on after its end mark, near byte {position:,}; two tars in one file?")
         position += len(rest)

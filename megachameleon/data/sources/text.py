@@ -10,6 +10,7 @@ from megachameleon.data.sources.raw import MAX_RECORD_BYTES, RawRecord
 
 def read_whole(source: str, kind: str, file: BinaryIO, limit: int = MAX_RECORD_BYTES) -> Iterator[RawRecord]:
     """A file as its only record."""
+    # bounded: a small packed file may unpack to anything
     content = file.read(limit + 1)
     if len(content) <= limit:
         yield RawRecord(source, kind, "byte 0", 0, content)
