@@ -24,12 +24,15 @@ MAX_PIXELS = 2**26
 """Largest picture that is decoded, and largest one that resizing may produce: 67 million pixels, 200 MB as RGB."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""What Pillow may decode; its many other formats are not offered to files from strangers."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Names by which folders and tars are searched, in lower case."""
 
 FAST_DISTANCE = (0.02, 2)
 """Bounds on what `prepare_encoded` differs from Pillow's pixels: mean and largest absolute difference, of 255."""
 
 BLEND_ROWS = 64
+"""Rows that are blended at once."""
 
 Fit = Literal["crop", "pad"]
 """crop: the short side fills the square and the middle is kept. pad: the whole picture, with a white border."""
@@ -109,6 +112,7 @@ def fitted_size(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit: {fit!r} is unknown; use 'crop' or 'pad'")
     scale = size / (min(width, height) if fit == "crop" else max(width, height))
+    # round() as in the release; others cut off the fraction, and one pixel less changes the whole picture
     new_width, new_height = round(scale * width), round(scale * height)
     if new_width * new_height > MAX_PIXELS or not (new_width and new_height):
         raise _RefusedShapeError(
@@ -157,6 +161,7 @@ def _naming(data: bytes, origin: str) -> Iterator[None]:
 
 def _decode(image: Image.Image, data: bytes, origin: str) -> np.ndarray:
     """Pixels of a picture of which Pillow has read the header, uint8 [height, width, 3]."""
+    # CMYK and others have no one way to RGB; Pillow's is the rule
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
             if simplejpeg.decode_jpeg_header(data)[:2] == (image.height, image.width):  # it allocates what it reads
@@ -183,6 +188,7 @@ def _over_white(image: Image.Image) -> np.ndarray:
 def _white_blends() -> np.ndarray:
     """Each colour under each opacity, blended in fp64 and truncated: uint8 [256 alphas, 256 values]."""
     opacity = np.arange(256)[:, None] / 255
+    # truncated and not rounded, as the release does
     return (opacity * np.arange(256) + (1 - opacity) * 255).astype(np.uint8)
 
 
@@ -201,6 +207,7 @@ def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 def _to_square(pixels: np.ndarray, size: int) -> np.ndarray:
     """Cut the middle out, or set it on white: uint8 [height, width, 3] to [3, size, size]."""
     height, width = pixels.shape[:2]
+    # the release's offset; rounding otherwise moves the crop by a pixel
     left, top = max(width - size, 0) // 2, max(height - size, 0) // 2
     middle = pixels[top : top + size, left : left + size].transpose(2, 0, 1)
     if middle.shape[1:] == (size, size):

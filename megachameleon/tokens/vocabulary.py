@@ -15,6 +15,7 @@ import numpy as np
 from megachameleon.files import read_json, write_json
 
 VOCABULARY_FILE = "vocabulary.json"
+"""In a tokenizer's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +25,21 @@ class Vocabulary:
     size: int = 65_536
     """Number of ids: control ids, picture codes, reserved ids and text pieces together."""
     bos: int = 0
+    """Begins a document."""
     pad: int = 1
+    """Fills samples; never in a document."""
     eos: int = 2
+    """Ends a document."""
     unk: int = 3
+    """Of text that cannot be spelled; ours always can, so it is never written."""
     image_code_start: int = 4
     """Id of picture code 0; code c has id `image_code_start + c`."""
     num_image_codes: int = 8_192
+    """Codes of the codebook, each with an id of its own."""
     end_image: int = 8_196
+    """Ends a picture; `<eoss>` in the release."""
     begin_image: int = 8_197
+    """Begins a picture; `<racm3:break>` in the release. It has the higher id of the two."""
     turn_separator: int = 8_710
     """Ends a turn of a conversation."""
     text_start: int = 16_384
@@ -130,6 +138,7 @@ class Vocabulary:
     @property
     def token_dtype(self) -> type[np.uint16] | type[np.int32]:
         """The dtype of ids in shards: uint16 whenever they fit, also at exactly 65,536."""
+        # megatron-core's optimal_dtype would choose int32 from 65,500 on, twice the bytes
         return np.uint16 if self.size <= 65_536 else np.int32
 
     @property
@@ -185,6 +194,7 @@ class Vocabulary:
         for name, value in values.items():
             is_grid = name == "image_grid"
             numbers = value if is_grid and isinstance(value, list | tuple) else [value]
+            # type() and not isinstance(), for which true would be a number
             if len(numbers) != (2 if is_grid else 1) or any(type(number) is not int for number in numbers):
                 wanted = "two whole numbers" if is_grid else "a whole number"
                 raise ValueError(f"{origin}: {name}={value!r} is not {wanted}; write it again")

@@ -73,6 +73,7 @@ def require_exact(file: dict[str, Any], origin: str) -> None:
     model, normalizer = file["model"], file.get("normalizer")
     if model.get("type") != "BPE":
         raise ValueError(f"{origin}: model.type is {model.get('type')!r}, not 'BPE'; {REMEDY}")
+    # dropout draws at random; the others change which pieces a word becomes
     for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(field):
             refuse(f"model.{field}", model[field])
@@ -82,6 +83,7 @@ def require_exact(file: dict[str, Any], origin: str) -> None:
     for step in steps:
         if step.get("type") not in KNOWN_STEPS or step.get("behavior") == "Removed" or step.get("add_prefix_space"):
             refuse("a step of pre_tokenizer", step)
+    # bytes are letters behind this step, so steps after it would cut something else than text
     if [step["type"] == "ByteLevel" for step in steps] != [False] * (len(steps) - 1) + [True]:
         raise ValueError(f"{origin}: pre_tokenizer does not end with its only ByteLevel step; {REMEDY}")
 
@@ -109,6 +111,7 @@ def require_layout(ids: dict[str, int], vocabulary: Vocabulary, origin: str) -> 
         if ids.get(name) != i:
             found = f"has id {ids[name]}" if name in ids else "is missing"
             raise ValueError(f"{origin}: {role}: the piece {name!r} {found}, but should have id {i}; {foreign}")
+    # all 256, or some text could not be spelled
     for byte, letter in enumerate(byte_letters()):
         if ids.get(letter, -1) < vocabulary.text_start:
             found = f"has id {ids[letter]}" if letter in ids else "is missing"

@@ -47,6 +47,7 @@ class ByteLevelEngine:
         self.pieces = [spelled_bytes(spelling) for spelling in self.spellings]
         texts = {spelling: ids[spelling] for spelling in self.spellings}
         model = {**file["model"], "vocab": texts, "unk_token": None}
+        # without added tokens and post-processor: the library would find or add special ids
         bare = {**file, "model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         # One process has one core here; the library's own threads would fight with the other processes.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -64,4 +65,5 @@ class ByteLevelEngine:
         return np.array(self._ids(text), dtype=self._dtype)
 
     def _ids(self, text: str) -> list[int]:
+        # the fast way leaves out offsets, which nobody needs here
         return self.backend.encode_batch_fast([text])[0].ids

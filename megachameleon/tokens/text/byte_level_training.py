@@ -41,9 +41,11 @@ def train_byte_level(texts: Sequence[str], vocabulary: Vocabulary, folder: Path)
     trained.pre_tokenizer = release_splitting()
     trainer = trainers.BpeTrainer(
         vocab_size=wanted,
+        # all bytes, seen or not: every text must be spelled; sorted, for the set has no order
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    # lone surrogates become "?", since the library takes valid Unicode only
     readable = (CODE_NAMES.sub("", text.encode(errors="replace").decode()) for text in texts)
     trained.train_from_iterator(readable, trainer, len(texts))
     if (possible := trained.get_vocab_size()) < wanted:
@@ -69,6 +71,7 @@ def release_splitting() -> "pre_tokenizers.PreTokenizer":
     return Sequence(
         [
             Split(Regex("<sentinel:[0-9]+>"), "isolated"),
+            # no J (digit 9), as in the release; harmless, because codes never go through text
             Split(Regex("(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"), "isolated"),
             Split(Regex("([\t\n]|    |  )"), "isolated"),
             Digits(individual_digits=True),

@@ -52,6 +52,7 @@ def export_text_tokenizer(tokenizer: TextTokenizer, folder: Path) -> None:
     write_json(folder / "tokenizer.json", {**UNUSED, **fields, "post_processor": _template(bos, vocabulary.bos)})
     tokens = _special_tokens(names, vocabulary)
     write_json(folder / "tokenizer_config.json", {**SETTINGS, **tokens})
+    # older transformers read the names from this file
     write_json(folder / "special_tokens_map.json", tokens)
 
 
@@ -116,6 +117,7 @@ def _special_tokens(names: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
         "boi_token": vocabulary.begin_image,
         "eoi_token": vocabulary.end_image,
     }
+    # a lent unk cannot be both, and byte fallback never needs it
     if ids["image_token"] == vocabulary.unk:
         del ids["unk_token"]
     tokens: dict[str, Any] = {token: names[i] for token, i in ids.items()}
@@ -139,5 +141,6 @@ def _sentencepiece(engine: SentencePieceEngine) -> dict[str, Any]:
     """
     merges = [[part.replace(SPACE_MARK, " ") for part in parts] for parts in merges_of(engine.processor)]
     model = {"type": "BPE", "byte_fallback": True, "unk_token": None, "merges": merges}
+    # no Strip of a first space, as Llama's has: ours puts none there
     decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
     return {"model": model, "pre_tokenizer": None, "decoder": decoder}

@@ -42,6 +42,7 @@ def import_any_text_tokenizer(
 
 def _llama_file(source: Path) -> Path | None:
     """The file of a Llama's tokenizer; None: it is none."""
+    # a Chameleon's folder may hold a tokenizer.json too, which is not asked then
     if source.is_dir() and any((source / name).is_file() for name in SOURCE_NAMES[:2]):
         return None
     path = find_llama_file(source)

@@ -13,12 +13,14 @@ from sentencepiece import sentencepiece_model_pb2
 from megachameleon.tokens.text.sentencepiece_engine import SPACE_MARK
 
 MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
+"""In a Llama's folder; the first one is preferred."""
 MAX_BYTES = 2**28
 """Larger files are refused unread; Llama's has half a megabyte."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """sentencepiece's types of pieces."""
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 BPE = 2
+"""sentencepiece's number of this model type."""
 REMEDY = f"give the {MODEL_FILE} that belongs to it"
 
 
@@ -44,6 +46,7 @@ def read_llama_model(path: Path) -> Any:
         twice = next(spelling for number, spelling in enumerate(spellings) if spelling in spellings[:number])
         raise ValueError(f"{path}: two pieces are spelled {twice!r}; give an undamaged file")
     bytes_found = {piece.piece for piece in model.pieces if piece.type == BYTE}
+    # without all of them some text would become the unknown piece and be lost
     if bytes_found != set(BYTES):
         raise ValueError(f"{path}: has no piece for each byte (byte fallback), so it cannot spell every text")
     if sum(piece.type == UNKNOWN for piece in model.pieces) != 1:
@@ -83,6 +86,7 @@ def _from_json(content: bytes, path: Path) -> Any:
     vocab, merges = file["model"]["vocab"], _merges(file["model"].get("merges"), path)
     added = {token.get("content"): token for token in file.get("added_tokens") or [] if isinstance(token, dict)}
     ids = {**vocab, **{name: token.get("id") for name, token in added.items()}}
+    # ids are rows of the embedding: a gap would shift all rows behind it
     if sorted(i for i in ids.values() if type(i) is int) != list(range(len(ids))):
         raise ValueError(f"{path}: ids of its pieces are not 0 to {len(ids) - 1}; {REMEDY}")
     scores = _scores(merges, vocab, path)
@@ -152,6 +156,7 @@ def _scores(merges: list[tuple[str, str]], vocab: dict[str, int], path: Path) ->
             splits = ((spelling[:i], spelling[i:]) for i in range(1, len(spelling)))
             if not all(split in known for split in splits if split[0] in vocab and split[1] in vocab):
                 raise ValueError(f"{path}: merges make {spelling!r} of some of its parts only; {REMEDY}")
+        # sentencepiece has one score a piece, so other merges cannot come between its pairs
         elif merges[rank - 1][0] + merges[rank - 1][1] != spelling:
             raise ValueError(f"{path}: merges of {spelling!r} stand apart, so no score ranks them; {REMEDY}")
     return scores

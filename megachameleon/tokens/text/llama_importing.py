@@ -35,6 +35,7 @@ def import_llama_tokenizer(
     vocabulary = Vocabulary.extended(
         num_text_ids=len(kept.pieces) - 1, num_image_codes=num_image_codes, image_grid=image_grid
     )
+    # deterministic: the fingerprint is a hash of these bytes
     engine = SentencePieceEngine(kept.SerializeToString(deterministic=True), vocabulary, str(source))
     tokenizer = TextTokenizer(engine, vocabulary)
     content = source.read_bytes()
@@ -59,6 +60,7 @@ def exact_model(model: Any) -> Any:
     result.normalizer_spec.name = "identity"
     result.normalizer_spec.add_dummy_prefix = False
     result.normalizer_spec.remove_extra_whitespaces = False
+    # pieces are spelled with U+2581 for a space
     result.normalizer_spec.escape_whitespaces = True
     result.pieces.extend(piece for piece in model.pieces if piece.type == UNKNOWN)  # the engine wants it first
     result.pieces.extend(piece for piece in model.pieces if piece.type not in (UNKNOWN, CONTROL))

@@ -19,6 +19,7 @@ CONTROL_NAMES = {
 
 
 IMAGE_PLACEHOLDER = "<image>"
+"""What transformers' processor writes for a picture."""
 
 
 def image_placeholder(vocabulary: Vocabulary) -> int:
@@ -50,6 +51,7 @@ def special_names(vocabulary: Vocabulary) -> list[str]:
 @cache
 def byte_letters() -> tuple[str, ...]:
     """The letter of each byte in byte-level BPE: its own where that is visible, else one from U+0100 on."""
+    # GPT-2's table of bytes, in which 0xAD, the soft hyphen, counts as invisible
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return tuple(chr(byte) if byte in visible else chr(0x100 + hidden.index(byte)) for byte in range(256))

@@ -15,6 +15,7 @@ SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 RELEASE_PIECES = {"\n", "\t", SPACE_MARK * 2, SPACE_MARK * 4}
 """What always stands alone when text is cut as in Chameleon's release; the longest is found first."""
 PROBE = "  a\t b\n\n   \u00e9\u212b "
+"""Spaces at both ends, whitespace in runs, an accent and a character that NFKC would replace."""
 
 
 class SentencePieceEngine:
@@ -51,6 +52,7 @@ class SentencePieceEngine:
             raise ValueError(f"{origin}: the model has no byte fallback, so it cannot spell every text; train it anew")
         self._mark = np.array(mark, dtype=np.int32)
         self._newline_stands_alone = all(b"\n" not in piece or piece == b"\n" for piece in self.pieces)
+        # what users defined stands before the bytes
         stands_alone = {self.processor.id_to_piece(piece) for piece in range(1, self.processor.piece_to_id("<0x00>"))}
         is_cut_like_release = stands_alone == RELEASE_PIECES and never_joins_words(self.pieces)
         self._words = WordMemory(self._ids) if is_cut_like_release else None
@@ -63,9 +65,11 @@ class SentencePieceEngine:
 
     def _encode(self, text: str) -> np.ndarray:
         encoded: list[np.ndarray] = []
+        # sentencepiece would take the mark itself for a space, and decoding would give one
         for number, part in enumerate(text.split(SPACE_MARK)):
             if number:
                 encoded.append(self._mark)
+            # only there do pieces never cross the end of a line
             apart = stretches(part) if self._newline_stands_alone else [part]
             encoded += [self.processor.encode(stretch, return_type="numpy") for stretch in apart]
         pieces = encoded[0] if len(encoded) == 1 else np.concatenate(encoded)

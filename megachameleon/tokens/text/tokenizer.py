@@ -18,6 +18,7 @@ SENTENCEPIECE_FILE = "text.model"
 BYTE_LEVEL_FILE = "text.json"
 """A tokenizer folder holds one of the two."""
 PROVENANCE_FILE = "tokenizer.json"
+"""Where a tokenizer came from; not Hugging Face's file of that name."""
 
 
 class TextTokenizer:
@@ -53,6 +54,7 @@ class TextTokenizer:
 
         A file of the other kind that an earlier tokenizer left in `folder` goes.
         """
+        # first, for a folder with both kinds is refused
         for name in {SENTENCEPIECE_FILE, BYTE_LEVEL_FILE} - {self.engine.file_name}:
             (folder / name).unlink(missing_ok=True)
         with atomic_path(folder / self.engine.file_name) as temporary:
@@ -74,6 +76,7 @@ class TextTokenizer:
         Raises:
             ValueError: the text holds lone surrogates, which are not Unicode text.
         """
+        # ASCII is known without a look at the characters and cannot hold surrogates
         if not text.isascii():
             try:
                 text.encode()
@@ -89,6 +92,7 @@ class TextTokenizer:
         """Ids to text; ids that are not text are left out, and torn characters become U+FFFD."""
         start, size = self.vocabulary.text_start, self.vocabulary.size
         spelled = b"".join(self.engine.pieces[int(i) - start] for i in ids if start <= int(i) < size)
+        # joined before decoding: a character may be spread over several ids
         return spelled.decode("utf-8", errors="replace")
 
 

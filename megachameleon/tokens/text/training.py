@@ -18,6 +18,7 @@ from megachameleon.tokens.text.tokenizer import TextTokenizer
 from megachameleon.tokens.vocabulary import Vocabulary
 
 MAX_SENTENCE_BYTES = 16_384
+"""Of what the trainer reads at once."""
 CUT = "\x1f"
 """Tells the trainer where no piece may cross; it is taken out of the text."""
 FIXED_PIECES = 1 + 256 + len(RELEASE_PIECES)
@@ -85,6 +86,7 @@ def train_text_tokenizer(
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
+            # the trainer leaves out longer ones
             max_sentence_length=MAX_SENTENCE_BYTES,
             shuffle_input_sentence=False,
             num_threads=1,  # the same bytes on any machine

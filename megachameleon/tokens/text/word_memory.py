@@ -23,15 +23,18 @@ RELEASE_STEPS = (
 )
 """The steps in order, by their pattern or else their type; some have been seen in two spellings."""
 PLAIN = re.compile(r"[\t\n -~]*")
+"""Text on which the release's rules amount to `WORD`."""
 WORD = re.compile(r"    |  | ?[A-Za-z]+|[\t\n -~]")
 """What the rules cut plain text into; they may cut a word further, if it has the name of a picture code in it."""
 MAX_WORDS = 2**17
+"""Remembered at most."""
 MAX_LETTERS = 64
 """Longer words, such as the lines of genomes, hardly recur and would fill the memory with their ids."""
 
 
 def never_joins_words(pieces: Iterable[bytes]) -> bool:
     """Whether each piece of plain text lies within one word."""
+    # single characters join nothing, and pieces beyond ASCII cannot arise in plain text
     texts = (piece.decode() for piece in pieces if len(piece) > 1 and piece.isascii())
     return all(WORD.fullmatch(text) for text in texts)
 
@@ -76,6 +79,7 @@ class WordMemory(dict[str, list[int]]):
 
     def encode(self, text: str, dtype: type) -> np.ndarray:
         """Text to ids [n]; stretches that are not plain go to the library."""
+        # line by line, so that one accent does not send a whole text to the library
         whole = [text] if self._is_plain(text) else stretches(text)
         return np.fromiter(chain.from_iterable(map(self._ids, whole)), dtype=dtype)
 

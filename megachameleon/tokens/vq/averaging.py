@@ -25,4 +25,5 @@ class AveragedWeights(Generic[Network]):
     def update(self, network: Network, step: int) -> None:
         """Take in the weights after `step` (from 0)."""
         kept = min(self.decay, (1 + step) / (10 + step))
+        # one kernel for all tensors; a loop would start hundreds at each step
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - kept)

@@ -3,7 +3,9 @@
 from torch import Tensor, nn
 
 NORM_GROUPS = 32
+"""Of its group norms."""
 LEAK = 0.2
+"""Slope of its leaky ReLUs below 0, as in the original."""
 
 
 class PatchDiscriminator(nn.Module):
@@ -22,6 +24,7 @@ class PatchDiscriminator(nn.Module):
         widths = [channels * min(2**layer, 8) for layer in range(layers + 1)]
         modules: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(LEAK)]
         for layer in range(1, layers + 1):
+            # the last one keeps the resolution, as in the original
             stride = 2 if layer < layers else 1
             modules += [
                 nn.Conv2d(widths[layer - 1], widths[layer], 4, stride=stride, padding=1, bias=False),
@@ -31,6 +34,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*modules, nn.Conv2d(widths[-1], 1, 4, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                # as pix2pix (Isola et al.) initialises its networks
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ class Scores:
     """Measured over pictures of all processes."""
 
     pictures: int
+    """How many were compared."""
     psnr: float
     """dB, from the mean squared error over all pictures together."""
     ssim: float | None
@@ -61,6 +62,7 @@ def evaluate(
         pictures, again = chunk.to(device), again.to(device)
         with_ssim = with_ssim and min(pictures.shape[2:]) >= SSIM_SIDE
         similarity = float(ssim(pictures, again).sum()) if with_ssim else 0.0
+        # fp64: squares of millions of pixels are summed over all pictures
         error = float((pictures.double() - again.double()).square().sum()) / 255**2
         sums += torch.tensor([error, pictures.numel(), similarity, len(pictures)], dtype=sums.dtype, device=device)
         if frechet is not None:
@@ -73,6 +75,7 @@ def evaluate(
         pictures=int(total),
         psnr=psnr_of_error(error / max(numbers, 1)),
         ssim=similarity / max(total, 1) if with_ssim else None,
+        # with fewer pictures than processes, one of them would have none to bring
         rfid=frechet.take() if frechet is not None and total >= max(2, rank_and_world()[1]) else None,
         counts=counts.cpu(),
     )

@@ -17,10 +17,13 @@ class FeedConfig:
     """How pictures are drawn, the same for every process."""
 
     image_size: int
+    """Side in pixels."""
     steps: int
+    """Of the whole training; nothing is decoded for steps beyond."""
     batch_size: int
     """Pictures in a step, over all processes."""
     seed: int
+    """Decides order, crops and samples."""
     chunk: int = 64
     """Pictures handed out at once where they are not a batch."""
 
@@ -31,7 +34,9 @@ class Feed(ABC):
     fingerprint: str
     """Of all pictures, to compare runs."""
     num_train: int
+    """Pictures that are trained on."""
     num_held_out: int
+    """Pictures that are not."""
     num_files: int
     """Picture files found, the unusable ones included."""
     num_duplicates: int
@@ -93,5 +98,6 @@ def picture_weights(files: Sequence[PictureFile], factors: Mapping[str, float]) 
         if tag not in known:
             choices = ", ".join(sorted(known)) or "none; write --input TAG=PATH or give pictures a JSON file with tags"
             raise ValueError(f"--weight {tag}: no picture has this tag; there are: {choices}")
+    # by sets of tags, of which there are few, and not by pictures, which may be millions
     by_tags = {tags: float(np.prod([factors.get(tag, 1.0) for tag in set(tags)])) for tags in {f.tags for f in files}}
     return np.array([by_tags[file.tags] for file in files])

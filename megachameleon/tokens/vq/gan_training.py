@@ -116,7 +116,9 @@ class GanTrainer(Trainer):
                 f"not {shape.image_size}; give fewer layers"
             )
         self.config = config
+        # bounded by pixels: activations, not weights, fill the memory
         self.evaluation_batch = max(1, min(64, EVALUATION_PIXELS[device.type] // shape.image_size**2))
+        # before the network is made, so that all processes start from the same weights
         torch.manual_seed(config.seed)
         channels_last = {"memory_format": torch.channels_last}
         self.network = VQGAN(shape).to(device, **channels_last)  # type: ignore[call-overload]
@@ -149,6 +151,7 @@ class GanTrainer(Trainer):
         if adversarial:
             self._update("discriminator_optimizer", step)
         self.average.update(self.network, step)
+        # the codebook follows after the update, by the vectors that this step has seen
         indices = [codes for _, _, codes in seen if codes is not None]
         if indices:
             self.follow(torch.cat([vectors for _, vectors, _ in seen]), torch.cat(indices), step)
@@ -156,6 +159,7 @@ class GanTrainer(Trainer):
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, then a cosine down to a tenth."""
+        # + 1, so that the first step already has a rate above zero
         warmup = min(1.0, (step + 1) / (self.config.warmup_steps + 1))
         return self.config.learning_rate * warmup * (0.55 + 0.45 * math.cos(math.pi * step / self.config.steps))
 
@@ -194,6 +198,7 @@ class GanTrainer(Trainer):
             ],
         )
         if adversarial:
+            # detached: the discriminator's loss must not reach the network
             (self._judge(batch, drawn.detach(), terms) * share).backward()
         total = reconstruction + self.config.commitment * commitment
         terms = {"loss": total, **terms, "commitment": commitment}
@@ -220,6 +225,7 @@ class GanTrainer(Trainer):
             torch.autograd.grad(output, self.network.last_layer, part, retain_graph=True)[0]
             for part in (gradient, at_output)
         ]
+        # before lengths are taken, so the weight is that of the global batch
         average(at_weight)
         weight = self.config.gan_weight * adaptive_weight(*at_weight)
         return {"gan": loss, "gan_weight": weight}, weight * at_output

@@ -24,7 +24,9 @@ INDEX_FILE = "model.safetensors.index.json"
 FILES_IN_FOLDERS = (INDEX_FILE, "model.safetensors", "vqgan.ckpt", "tokenizer/vqgan.ckpt")
 """What is looked for in a folder, in this order."""
 DISK_BYTES_PER_PARAMETER = 5
+"""Four of fp32, and room for what is beside."""
 NAMES_SHOWN = 3
+"""Of missing and of unknown tensors, in errors."""
 NOTICE = (
     "If these weights come from Meta's Chameleon release, the Chameleon Research License of Meta Platforms, Inc. holds "
     "for them and for what is derived from them: noncommercial research only, and copies go with Meta's agreement, "
@@ -75,6 +77,7 @@ def import_image_tokenizer(
     }
     codebook = Codebook(config.num_codes, config.code_dim)
     codebook.codes.copy_(tensors.pop(CODEBOOK_TENSOR))
+    # no memory and no random numbers for weights that are replaced at once
     with torch.device("meta"):
         network = VQGAN(config, with_decoder=any(name.startswith("decoder.") for name in tensors))
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
@@ -113,6 +116,7 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(name, str) for name in state):
         raise ValueError(f"{path}: has no 'state_dict' of named tensors; give Meta's vqgan.ckpt")
+    # Meta's file may hold the discriminator and LPIPS of its training under this prefix
     tensors = {name: value for name, value in state.items() if not name.startswith("loss.")}
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -147,6 +151,7 @@ def _read_shards(index: Path) -> _Found:
     tensors: dict[str, Tensor] = {}
     for file_name, names in by_file.items():
         path = index.parent / file_name
+        # an index from strangers must not name files elsewhere
         if Path(file_name).name != file_name or not path.is_file():
             raise ValueError(f"{index}: names the file {file_name!r}, which is not beside it; copy it there")
         try:
@@ -186,6 +191,7 @@ def _require_tensors(tensors: Mapping[str, Tensor], config: VQGANConfig, source:
         tensor = tensors[name]
         if tuple(tensor.shape) != shape or not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise ValueError(f"{source}: {name} is {_describe(tensor)}; expected floats of shape {list(shape)}")
+        # one NaN in a norm would make every picture the same code
         if not bool(tensor.float().isfinite().all()):
             raise ValueError(f"{source}: {name} holds values that are not finite; copy or download the file again")
     return dict(tensors)

@@ -23,7 +23,9 @@ class Job:
     """Everything that decides the result, and how often to save and look on the way."""
 
     inputs: tuple[PictureInput, ...]
+    """Where pictures lie."""
     output: Path
+    """Folder of the tokenizer, its report and checkpoint."""
     shape: PatchConfig | VQGANConfig = field(default_factory=PatchConfig)
     training: PatchTraining | GanTraining = field(default_factory=PatchTraining)
     """`PatchTraining` for a `PatchConfig`, `GanTraining` for a `VQGANConfig`."""
@@ -40,11 +42,13 @@ class Job:
     workers: int = 4
     """Threads of a process that decode pictures."""
     checkpoint_every: int = 100
+    """Steps."""
     evaluate_every: int = 0
     """Steps between evaluations of held-out pictures; 0 for the end alone."""
     pictures_every: int = 0
     """Steps between sheets of reconstructions; 0 for the end alone."""
     log_every: int = 20
+    """Steps."""
 
     def __post_init__(self) -> None:
         smallest = {"held_out": 1, "max_pictures": 1, "workers": 1, "checkpoint_every": 1, "log_every": 1}

@@ -122,9 +122,11 @@ def load_pictures(
         item = (digest, pixels, 1.0 if weights is None else float(weights[number]))
         if len(kept) < max_pictures:
             kept.append(item)
+        # reservoir sampling (Vitter's algorithm R): every distinct picture is as likely to stay
         elif (place := chance.randrange(len(seen))) < max_pictures:
             kept[place] = item
     require_enough(len(kept), len(files), quarantine)
+    # by hashes of pixels: which are held out must not depend on names or the order of files
     kept.sort(key=lambda item: item[0])
     split = max(1, min(held_out, len(kept) // 10))
     pictures = np.stack([pixels for _, pixels, _ in kept])

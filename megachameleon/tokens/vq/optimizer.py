@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 KERNEL_MOMENTUM = 0.95
+"""Muon's."""
 ADAM_BETAS = (0.9, 0.95)
+"""For biases."""
 ADAM_PART = 0.1
 """Adam's learning rate as a part of Muon's."""
 WEIGHT_DECAY = 0.01
+"""Of kernels, times the learning rate."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, from the Muon write-up: fast rather than exact."""
 NEWTON_SCHULZ_ROUNDS = 5
@@ -49,7 +52,9 @@ class MuonAdam:
 
     def _muon_direction(self, name: str, gradient: Tensor) -> Tensor:
         momentum = self._momentum[name].lerp_(gradient, 1 - KERNEL_MOMENTUM)
+        # Nesterov's momentum, as in Muon
         matrix = gradient.lerp(momentum, KERNEL_MOMENTUM).reshape(len(gradient), -1)
+        # orthogonal updates of tall matrices are small in each entry; the factor is that of Muon's authors
         scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
         return scale * orthogonalise(matrix).view_as(gradient)
 
@@ -64,7 +69,9 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """Bring the singular values of a matrix [rows, columns] near 1 (0.7 to 1.2) and keep its singular vectors."""
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
+    # the product x x^T is then of the shorter side, and cheaper
     x = matrix.t() if tall else matrix
+    # the iteration converges for singular values up to 1, which the Frobenius norm bounds
     x = x / (x.norm() + 1e-7)
     for _ in range(NEWTON_SCHULZ_ROUNDS):
         gram = x @ x.t()

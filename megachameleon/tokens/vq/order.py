@@ -50,9 +50,11 @@ class Order:
                 shift = torch.rand((), generator=chance, dtype=torch.float64).item()
                 points = (np.arange(self.epoch_size) + shift) * (self._cumulative[-1] / self.epoch_size)
                 order = self._picture_at(points)[order]
+            # one epoch is kept: places are asked for in order
             self._drawn = (epoch, order)
         return self._drawn[1]
 
     def _picture_at(self, points: np.ndarray) -> np.ndarray:
         assert self._cumulative is not None
+        # rounding may put the last point at the very end of the line
         return np.minimum(np.searchsorted(self._cumulative, points, side="right"), self._num_pictures - 1)

@@ -14,6 +14,7 @@ from megachameleon.tokens.vq.tokenizer import flatten, unflatten
 from megachameleon.tokens.vq.trainer import Trainer, TrainingConfig
 
 WARMUP = 30
+"""Steps in which the learning rate rises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class PatchTrainer(Trainer):
     def __init__(self, shape: PatchConfig, config: PatchTraining, device: torch.device) -> None:
         super().__init__(shape, config, config.num_codes, device)
         self.config = config
+        # before the network is made, so that all processes start from the same weights
         torch.manual_seed(config.seed)
         self.network = PatchAutoencoder(shape).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = MuonAdam(self.network)
@@ -72,6 +74,7 @@ class PatchTrainer(Trainer):
         loss.backward()
         reported = {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        # a plain all-reduce: the network is small, and nothing is left to overlap with
         average([*gradients, *reported.values()])
         self.optimizer.step(step, self.learning_rate(step))
         if indices is not None:

@@ -54,6 +54,7 @@ def of_all_processes(value: Value) -> list[Value]:
 
 
 def _average_together(tensors: Sequence[Tensor]) -> None:
+    # fp32, in which sums of many processes lose little
     flat = torch.cat([tensor.float().reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()

@@ -19,6 +19,7 @@ def psnr(pictures: Tensor, reconstructions: Tensor) -> float:
 
 def psnr_of_error(mean_squared_error: float) -> float:
     """dB, for an error of values that span 0..1."""
+    # equal pictures have 100 dB and not infinity, which JSON cannot say
     return -10 * math.log10(max(mean_squared_error, 1e-10))
 
 
@@ -32,6 +33,7 @@ def ssim(pictures: Tensor, reconstructions: Tensor) -> Tensor:
     Returns:
         float64 [B], at most 1.
     """
+    # fp64, because variances are small differences of large squares
     x, y = pictures.double() / 255, reconstructions.double() / 255
     channels = x.shape[1]
     offsets = torch.arange(SSIM_SIDE, dtype=x.dtype, device=x.device) - SSIM_SIDE // 2
@@ -39,6 +41,7 @@ def ssim(pictures: Tensor, reconstructions: Tensor) -> Tensor:
     line = (line / line.sum()).expand(channels, 1, 1, -1)
 
     def blurred(values: Tensor) -> Tensor:
+        # a Gaussian window is a product of two lines: 22 products a pixel instead of 121
         return F.conv2d(F.conv2d(values, line, groups=channels), line.transpose(2, 3), groups=channels)
 
     mean_x, mean_y = blurred(x), blurred(y)

@@ -14,6 +14,7 @@ from megachameleon.tokens.vq.processes import gathered, rank_and_world
 CHUNK = 8192
 """Vectors that are compared with all codes at once."""
 KMEANS_ROUNDS = 12
+"""Of Lloyd's algorithm when codes are first placed."""
 REVIVE_BELOW = 0.03
 """A code is dead when its share of vectors falls below this part of the even share."""
 COUNT_FLOOR = 1e-3
@@ -32,6 +33,7 @@ class Codebook(nn.Module):
     def __init__(self, num_codes: int, code_dim: int) -> None:
         super().__init__()
         self.register_buffer("codes", torch.zeros(num_codes, code_dim))
+        # not persistent: a finished tokenizer needs the codes alone
         self.register_buffer("counts", torch.zeros(num_codes), persistent=False)
         self.register_buffer("sums", torch.zeros(num_codes, code_dim), persistent=False)
 
@@ -69,6 +71,7 @@ class Codebook(nn.Module):
             counts, sums = self._statistics(vectors, indices)
             means = sums / counts.clamp(min=1)[:, None]
             self.codes.copy_(torch.where(counts[:, None] > 0, means, self.codes))
+            # a code with one vector only copies it
             dead = (counts < 2).nonzero().flatten()
             if len(dead):
                 errors = (vectors - self.codes[indices]).square().sum(1)
@@ -85,6 +88,7 @@ class Codebook(nn.Module):
         if dist.is_initialized():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
+        # moving averages of sums and counts (van den Oord et al., 2017, appendix A.1)
         self.counts.mul_(decay).add_(counts, alpha=1 - decay)
         self.sums.mul_(decay).add_(sums, alpha=1 - decay)
         used = self.counts[:, None] > COUNT_FLOOR  # others would sink to 0
@@ -131,6 +135,7 @@ def _rows(vectors: Tensor, places: Tensor) -> Tensor:
         return vectors[places]
     local = places - rank * len(vectors)
     mine = (local >= 0) & (local < len(vectors))
+    # every row has one owner, so the sum over processes is an exact copy
     rows = torch.where(mine[:, None], vectors[local.clamp(0, len(vectors) - 1)], 0.0)
     dist.all_reduce(rows)
     return rows

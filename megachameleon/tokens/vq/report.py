@@ -13,14 +13,17 @@ from torch import Tensor
 from megachameleon.files import atomic_path, write_text
 
 METRICS_FILE = "metrics.jsonl"
+"""A JSON object for each logged step."""
 RECONSTRUCTIONS_FILE = "reconstructions.png"
 PAGE_FILE = "report.html"
 PICTURES_FOLDER = "pictures"
 SHEET_PIXELS = 1024
 """Largest width of a sheet of pictures, unless one picture is wider."""
 BORDER = 2
+"""White pixels around each picture of a sheet."""
 CURVES = ("psnr", "loss", "perceptual", "gan", "gan_weight", "discriminator", "psnr_held_out", "perplexity")
 WIDTH, HEIGHT = 360, 120
+"""Of a curve, in pixels."""
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1080px;margin:40px auto;padding:0 20px;color:#222}
 img{max-width:100%;image-rendering:auto}table{border-collapse:collapse}td{padding:2px 18px 2px 0}
 figure{display:inline-block;margin:0 16px 16px 0}figcaption{font-size:13px;color:#666}svg{background:#f6f6f4}"""
@@ -36,6 +39,7 @@ def draw_pairs(path: Path, originals: Tensor, reconstructions: Tensor) -> None:
     columns = min(len(originals), sheet_columns(originals.shape[-1]))
     edge = ((0, 0), (BORDER, BORDER), (BORDER, BORDER))
     strips = []
+    # whole rows only, since strips are joined and must be of one width
     for start in range(0, len(originals) - len(originals) % columns, columns):
         for pictures in (originals, reconstructions):
             strip = [
@@ -72,6 +76,7 @@ def write_page(folder: Path, report: dict[str, Any], missing: Sequence[str]) -> 
 def _entries(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
+    # a line without its end is one that a kill has cut
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 

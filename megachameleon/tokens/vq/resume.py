@@ -14,6 +14,7 @@ from megachameleon.files import atomic_path, read_json, write_text
 from megachameleon.tokens.vq.tokenizer import CONFIG_FILE
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+"""In the output folder; removed when the tokenizer is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def require_same_flags(flags: Mapping[str, Any], saved: Any, path: Path) -> None
     Raises:
         ValueError: names those that differ.
     """
+    # as JSON gives it back: lists for tuples
     mine = json.loads(json.dumps(flags))
     if saved == mine:
         return
@@ -107,6 +109,7 @@ def require_same_flags(flags: Mapping[str, Any], saved: Any, path: Path) -> None
 def cut_metrics(path: Path, step: int) -> None:
     """Drop what an interrupted run logged after its last checkpoint."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
+    # a kill may have cut the last line
     entries = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
     write_text(path, "".join(f"{line}\n" for line in entries))
 

@@ -38,8 +38,11 @@ from megachameleon.tokens.vq.tokenizer import save_image_tokenizer
 from megachameleon.tokens.vq.trainer import Trainer
 
 QUARANTINE_FILE = "quarantine.jsonl"
+"""`origin` and `reason` of each picture that could not be used."""
 REPORT_FILE = "report.json"
+"""Figures of the finished tokenizer."""
 SHEET_ROWS = 6
+"""Of held-out pictures in the report."""
 OTHER_BYTES = 100_000_000
 """Room for everything beside checkpoints and weights."""
 
@@ -57,6 +60,7 @@ def run_job(job: Job, device: torch.device, say: Callable[[str], None] = print) 
     """
     _Run(job, device, say).run()
     if dist.is_initialized():
+        # no process may end, and its launcher stop the others, while process 0 writes
         dist.barrier()
 
 
@@ -79,6 +83,7 @@ class _Run:
         checkpoint = read_checkpoint(job.output, job.flags)
         self.frechet = FrechetDistance(job.fid_weights, self.device) if job.fid_weights else None
         self.trainer = make_trainer(job, self.device)
+        # before pictures are read, which may take long
         require_free_space(job.output, _disk_bytes(self.trainer), "training an image tokenizer")
         self.feed = open_feed(job, self.trainer, progress=self.main)
         try:
@@ -174,7 +179,9 @@ class _Run:
         self._share_quarantine()
         if self.main:
             state = self.trainer.state()
+            # a sum is finite only if all values are, and needs one read of the device
             sums = {name: float(tensor.sum(dtype=torch.float64)) for name, tensor in state.items()}
+            # never in the place of a good checkpoint: one NaN in the state would end every resumed run
             _require_finite(sums, progress.step)
             write_checkpoint(self.job.output, self.job.flags, self.feed.fingerprint, progress, state)
 
@@ -190,6 +197,7 @@ class _Run:
         write_json(job.output / REPORT_FILE, report)
         write_page(job.output, report, job.missing)
         provenance = {"flags": job.flags, "pictures": self.feed.fingerprint, "report": report}
+        # last, because its configuration marks the job complete
         save_image_tokenizer(job.output, job.shape, self.trainer.evaluated, self.trainer.codebook, provenance)
         (job.output / CHECKPOINT_FILE).unlink(missing_ok=True)
         self.say(

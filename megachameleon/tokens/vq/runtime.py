@@ -21,6 +21,7 @@ def process_group(threads: int | None = None) -> Iterator[torch.device]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        # affinity and not the machine's cores: a container or SLURM may allow fewer
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_processes))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
@@ -40,4 +41,5 @@ def best_precision(device: torch.device) -> str:
     """`bf16` where matrix units for it exist, else `fp32`; asked here, because tokens do not import `parallel`."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # other CPUs emulate bf16, which is slower than fp32
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"

@@ -14,6 +14,7 @@ MAX_FILE_BYTES = 2**28
 MAX_JSON_BYTES = 2**20
 """Longer JSON files are not searched for tags."""
 MIN_PICTURES = 32
+"""Distinct usable ones below which nothing is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def find_pictures(inputs: Sequence[PictureInput], *, read_tags: bool = False) ->
     for given in inputs:
         tags = (given.tag,) if given.tag else ()
         if given.path.is_dir():
+            # sorted, for file systems list in any order and the order of files decides samples
             for inner in sorted(given.path.rglob("*")):
                 if inner.suffix.lower() in PICTURE_SUFFIXES and inner.is_file():
                     own = _tags_beside(inner, found) if read_tags else ()
@@ -108,6 +110,7 @@ def find_pictures(inputs: Sequence[PictureInput], *, read_tags: bool = False) ->
 
 def _list_tar(path: Path, tags: tuple[str, ...], read_tags: bool, found: Found) -> None:
     try:
+        # uncompressed only: pictures are read by offset, in any order
         with tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
         _require_end_mark(path, members)

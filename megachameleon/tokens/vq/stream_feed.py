@@ -77,6 +77,7 @@ def split_files(files: Sequence[PictureFile], *, held_out: int, max_pictures: in
     Raises:
         ValueError: too few pictures.
     """
+    # by name and size, not by place: moving or re-packing files keeps what is held out
     ranked = sorted(
         files, key=lambda file: hashlib.sha256(f"{file.name or file.path.name}:{file.size}".encode()).digest()
     )
@@ -91,6 +92,7 @@ def split_files(files: Sequence[PictureFile], *, held_out: int, max_pictures: in
             chosen.setdefault(hashlib.sha256(data).digest(), file)
         except (ValueError, OSError) as error:
             quarantine.append({"origin": file.origin, "reason": str(error)})
+    # equal bytes have equal sizes, so hardly any file need be read
     sizes = {file.size for file in chosen.values()}
     train = [file for file in remaining if file.size not in sizes or not _is_among(file, chosen)]
     require_enough(len(train) + len(chosen), len(files), quarantine)
@@ -157,6 +159,7 @@ class StreamFeed(Feed):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _draw(self, place: int, number: int) -> np.ndarray:
+        # of the place alone, so it matters not which thread draws, or when
         chance = np.random.default_rng((self.config.seed, place))
         for _ in range(ATTEMPTS):
             file = self._split.train[number]
@@ -170,6 +173,7 @@ class StreamFeed(Feed):
         )
 
     def _augmented(self, file: PictureFile, chance: np.random.Generator) -> np.ndarray:
+        # all drawn before anything can fail, so that a stand-in begins at a fixed point
         zoom, left, top, flip = chance.random(4)
         image = open_picture(file.read(), file.origin)
         side = max(1, round(min(image.size) / (1 + zoom * (self._augmentation.zoom - 1))))

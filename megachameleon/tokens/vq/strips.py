@@ -69,6 +69,7 @@ class StripEncoder:
 
     def __init__(self, network: VQGAN, config: VQGANConfig, dtype: torch.dtype = torch.float32) -> None:
         self._encoder, self._quant_conv, self._dtype = network.encoder, network.quant_conv, dtype
+        # cast and laid out once; conv2d would do it for every strip
         self._weights = {
             module: (module.weight.to(dtype).contiguous(memory_format=torch.channels_last), module.bias.to(dtype))
             for module in network.encoder.modules()
@@ -119,11 +120,14 @@ class StripEncoder:
         if x is None:
             made = Activation(self._room(rows, columns, conv.out_channels, beside=values))
         else:
+            # in place: shortcuts are 1x1, so no row of x is read after it is written
             made = Activation(x.values if x.values.shape == values.shape else torch.empty_like(values))
         height = strip_height(columns, max(conv.in_channels, conv.out_channels))
         for top in range(0, rows, height):
             bottom = min(top + height, rows)
+            # a 3x3 convolution sees one row above and one below
             strip = before(values[max(top - 1, 0) : bottom + 1])
+            # zeros only at the picture's border; inside, neighbouring rows are real
             if top == 0 or bottom == rows:
                 strip = F.pad(strip, (0, 0, 0, 0, int(top == 0), int(bottom == rows)))
             terms = [to_rows(F.conv2d(to_planes(strip), *self._weights[conv], padding=(0, 1)))]
@@ -158,6 +162,7 @@ class StripEncoder:
         """silu(norm(rows)), the norm being that of all of `x`."""
         means, deviations = x.mean.view(NORM_GROUPS, -1), x.deviations.view(NORM_GROUPS, -1)
         mean = means.mean(1, keepdim=True)
+        # within channels and between them: a group's moments are not kept
         variance = deviations.mean(1, keepdim=True) / x.count + (means - mean).square().mean(1, keepdim=True)
         scale = (norm.weight.view(NORM_GROUPS, -1) / (variance + NORM_EPSILON).sqrt()).float()
         shift = (norm.bias.view(NORM_GROUPS, -1) - mean * scale).float()

@@ -25,8 +25,11 @@ Shape = PatchConfig | VQGANConfig
 Network = PatchAutoencoder | VQGAN
 
 CONFIG_FILE = "image_tokenizer.json"
+"""Written last: without it there is no tokenizer."""
 WEIGHTS_FILE = "image_tokenizer.safetensors"
+"""fp32, whatever it computes in."""
 FORMAT = 1
+"""Of the two files."""
 PRECISIONS = ("fp32", "bf16")
 PATCH_BATCH = 16
 """Pictures that pass through a `PatchAutoencoder` at once."""
@@ -124,6 +127,7 @@ class ImageTokenizer:
         codes = torch.as_tensor(codes)
         if codes.ndim != 2 or codes.shape[1] != self.codes_per_image:
             raise ValueError(f"codes of shape {tuple(codes.shape)}; expected [B, {self.codes_per_image}]")
+        # torch's lookup on CUDA would end the process by an assertion
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
             raise ValueError(f"codes {int(codes.min())}..{int(codes.max())} are outside 0..{self.num_codes - 1}")
         size = (len(codes), 3, self.image_size, self.image_size)
@@ -136,6 +140,7 @@ class ImageTokenizer:
         return pictures.to(codes.device)
 
     def _encode_chunk(self, pictures: Tensor) -> Tensor:
+        # kernels are chosen by batch size, and another one may round otherwise
         missing = self.encode_batch - len(pictures)
         batch = torch.cat([pictures, pictures.new_zeros(missing, *pictures.shape[1:])]) if missing else pictures
         indices = self._codebook.nearest(flatten(self._vectors(to_float(batch))))
@@ -164,6 +169,7 @@ class ImageTokenizer:
         try:
             codebook = Codebook(parsed.num_codes, parsed.config.code_dim)
             tensors = load_file(weights)
+            # loading with assign would take over any other type
             if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
                 raise ValueError("not all of them are fp32")
             codebook.load_state_dict({"codes": tensors.pop("codebook.codes")})
@@ -283,6 +289,7 @@ def _has_decoder(network: Network) -> bool:
 def _batch(config: Shape, device: torch.device) -> int:
     if isinstance(config, PatchConfig):
         return PATCH_BATCH
+    # strips are computed picture by picture
     if device.type != "cuda":
         return 1
     # Four activations of full resolution live at once.
@@ -291,5 +298,6 @@ def _batch(config: Shape, device: torch.device) -> int:
 
 
 def _fingerprint(header: dict[str, Any]) -> str:
+    # weights enter by their SHA-256; who made them does not change a code
     identity = {name: value for name, value in header.items() if name != "provenance"}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

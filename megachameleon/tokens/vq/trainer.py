@@ -137,12 +137,14 @@ class Trainer(ABC):
         cells = self.grid[0] * self.grid[1]
         count = min(KMEANS_PICTURES, max(1, KMEANS_VECTORS_PER_CODE * self.codebook.num_codes // cells))
         chunks = sample(count)
+        # of the trained weights, not averaged ones: these vectors are what the next step quantises
         vectors = torch.cat([flatten(self.trained.encode(self.to_device(chunk))) for chunk in chunks])
         self.codebook.initialise(vectors, self._config.batch_size * cells, self._generator(step))
 
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Through the codebook in fp32: uint8 [B, 3, S, S] to the same and codes int64 [B, cells], on the CPU."""
+        # as the finished tokenizer computes, so that its scores are those reported
         with without_tf32():
             indices = self.codebook.nearest(flatten(self.evaluated.encode(self.to_device(pictures))))
             output = to_uint8(self.evaluated.decode(unflatten(self.codebook.lookup(indices), self.grid)))
@@ -154,6 +156,7 @@ class Trainer(ABC):
             return vectors, torch.zeros((), device=self.device), None
         indices = self.codebook.nearest(vectors.detach())
         codes = self.codebook.lookup(indices)
+        # straight-through: codes forwards, the identity backwards (van den Oord et al., 2017)
         return vectors + (codes - vectors).detach(), F.mse_loss(vectors, codes), indices
 
     def follow(self, vectors: Tensor, indices: Tensor, step: int) -> None:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_GROUPS = 32
+"""Of all group norms."""
 NORM_EPSILON = 1e-6
+"""Of all group norms, as in Meta's network; torch's default would be 1e-5."""
 CODEBOOK_TENSOR = "quantize.embedding.weight"
 """Name of the codebook [num_codes, code_dim] in Meta's and Hugging Face's files."""
 
@@ -214,6 +216,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        # padded at one side only, as the network was trained; symmetric padding would shift what each code sees
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
