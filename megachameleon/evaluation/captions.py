@@ -13,6 +13,7 @@ from megachameleon.evaluation.statistics import wilson_interval
 
 def comparable(text: str) -> str:
     """Text without case, surplus space and differences of Unicode form."""
+    # the same name may be written with combined or separate accents
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
@@ -44,14 +45,17 @@ class KnownNames:
         shared = np.zeros(len(self._names))
         for pair, count in pairs.items():
             for index, own in self._holders.get(pair, ()):
+                # by holders of a pair, not by names: most names share no pair with a caption
                 shared[index] += min(count, own)
         if not shared.any():
             return "", set()
+        # of equal ones the first by name, the same in every run
         best = int(np.argmax(2 * shared / (self._sizes + pairs.total())))
         return self._names[best], self._keys[best]
 
 
 def _pairs(text: str) -> Counter[str]:
+    # marks at both ends, so that beginnings and ends of names count and single letters have pairs
     padded = f"\x02{text}\x03"
     return Counter(padded[i : i + 2] for i in range(len(padded) - 1))
 

@@ -34,6 +34,7 @@ class Gallery:
         position: dict[str, int] = {}
         places: dict[bytes, int] = {}
         keys: list[str] = []
+        # sorted: which of equal pictures lends its key must not depend on the file system
         for key in sorted(pictures):
             position[key] = places.setdefault(pictures[key].tobytes(), len(keys))
             if position[key] == len(keys):
@@ -67,10 +68,13 @@ class NamedPrompt:
     """A caption and the picture that it is of."""
 
     text: str
+    """The caption."""
     key: str
+    """Of the picture that it is of."""
     kind: str
     """What is reported apart, such as "seen English"."""
     lang: str
+    """Language of the caption; "" where it is not told."""
 
 
 def read_named_prompts(path: Path) -> list[NamedPrompt]:

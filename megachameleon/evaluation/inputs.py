@@ -19,10 +19,15 @@ class Inputs:
     """A checkpoint's tokenizers, prompts, and the pictures that they name."""
 
     info: CheckpointInfo
+    """Of the checkpoint."""
     text: TextTokenizer
+    """That of the checkpoint's data."""
     pictures: ImageTokenizer
+    """That of the checkpoint's data."""
     prompts: list[NamedPrompt]
+    """As many as were asked for."""
     gallery: Gallery
+    """With a picture for each prompt."""
 
 
 def read_inputs(
@@ -48,5 +53,6 @@ def read_inputs(
     text = load_text_tokenizer(info, tokenizer)
     pictures = load_image_tokenizer(info, image_tokenizer)
     real = load_gallery(gallery, pictures.image_size)
+    # only to fail now: drawing takes long, and a missing picture would show at its end
     real.positions([prompt.key for prompt in named], str(prompts))
     return Inputs(info=info, text=text, pictures=pictures, prompts=named, gallery=real)

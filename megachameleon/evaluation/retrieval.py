@@ -23,6 +23,7 @@ def squared_distances(drawings: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     distances = np.empty((len(drawings), len(gallery)))
     for start in range(0, len(gallery), CHUNK):
         b = gallery[start : start + CHUNK].reshape(-1, a.shape[1]).astype(np.float64)
+        # |a|^2 + |b|^2 - 2ab, a matrix product; differences of all pairs would need their size in memory
         distances[:, start : start + CHUNK] = squares[:, None] + np.square(b).sum(1)[None] - 2 * (a @ b.T)
     return distances
 

@@ -30,6 +30,7 @@ def open_samples(data: Mapping[str, Path], info: CheckpointInfo, max_samples: in
         info.vocabulary.require_same(dataset.vocabulary, "the checkpoint", f"dataset {name} ({path})")
         for kind, mine in (("text", dataset.summary.tokenizer), ("image", dataset.summary.image_tokenizer)):
             wanted = info.tokenizers.get(kind)
+            # shards and checkpoints without pictures may name no image tokenizer
             if mine != wanted and None not in (mine, wanted):
                 raise ValueError(
                     f"--data {name}={path}: made with another {kind} tokenizer ({mine}) than the data of checkpoint "
@@ -52,5 +53,6 @@ def shard_losses(
 
     config = replace(config, training=replace(config.training, micro_batch_size=micro_batch_size))
     reports = {name: asdict(validate([model], chosen, config, context)) for name, chosen in samples.items()}
+    # `validate` leaves the model as training wants it, and generation may follow
     model.eval()
     return reports

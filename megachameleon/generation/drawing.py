@@ -50,9 +50,11 @@ def draw_codes(
     on_finished: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """The codes of the pictures of `draw`, int64 [prompts, codes_per_image], counted from 0."""
+    # exactly one whole picture: the state machine ends the row with it
     settings = replace(settings, modality="image", max_pictures=1, max_new_tokens=vocabulary.image_length)
     ids = [[vocabulary.bos, *text_tokenizer.encode(prompt)] for prompt in prompts]
     drawn = generate_shared(stepper, vocabulary, ids, settings, replicas=replicas, on_finished=on_finished)
+    # without begin and end ids; reshape keeps two axes where there are no prompts
     codes = np.array([row[1:-1] for row in drawn], dtype=np.int64).reshape(-1, vocabulary.codes_per_image)
     return codes - vocabulary.image_code_start
 

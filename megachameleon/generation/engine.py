@@ -44,6 +44,7 @@ def generate(
     numbers = list(range(len(prompts))) if rows is None else list(rows)
     limits = [_limit(ids, row, stepper.context_length, settings, vocabulary) for row, ids in enumerate(prompts)]
     results: list[list[int]] = [[] for _ in prompts]
+    # prompts of like length together: every row is padded to the longest of its batch
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for start in range(0, len(order), settings.batch_size):
         chosen = order[start : start + settings.batch_size]
@@ -97,6 +98,7 @@ class _Batch:
         self.machine = ModalityMachine(
             vocabulary, prompts, modality=settings.modality, limits=limits, max_pictures=settings.picture_limit
         )
+        # drawn all at once, so a row's draws depend on its number and step alone
         steps = max(limit - length for limit, length in zip(limits, self.prompt_lengths, strict=True))
         self.draws = row_draws(settings.seed, numbers, steps)
         self.text_mask = text_mask(vocabulary)
@@ -108,6 +110,7 @@ class _Batch:
         step, reported = 0, 0
         while not bool(self.machine.finished.all()):
             ids = self.machine.forced()
+            # a forced id needs no forward pass; it is read together with the next
             if bool((ids == UNDECIDED).any()):
                 ids = self._decide(ids, self._logits(), self.draws[:, step])
             live = (~self.machine.finished).nonzero().flatten().tolist()
@@ -123,6 +126,7 @@ class _Batch:
     def _logits(self) -> torch.Tensor:
         """Guided logits float32 [rows, ids] after all that the contexts hold."""
         machine, streams = self.machine, self.streams
+        # decode takes one id a stream; after forced ids there are more to read
         if streams is None or self.unread != 1 or self._streams_are_stale(streams):
             logits = self._prefill()
         else:
@@ -130,12 +134,14 @@ class _Batch:
             logits = self.stepper.decode(last)
         self.unread = 0
         assert self.streams is not None
+        # rows of the head beyond the vocabulary are padding for tensor parallelism
         return self.streams.combine(logits, machine.in_picture)[:, : self.vocabulary.size]
 
     def _streams_are_stale(self, streams: Streams) -> bool:
         """Whether a row has just begun a picture that wants guidance, or the last guided one has ended."""
         in_picture = self.machine.in_picture
         guides = self.settings.guidance != 1.0 or self.settings.image_guidance != 1.0
+        # guiding streams have other contexts, which no cache holds yet
         begun = bool((in_picture & (self.machine.codes == 0)).any())
         return (guides and begun) or (bool(streams.guided) and not bool(in_picture.any()))
 
@@ -144,12 +150,14 @@ class _Batch:
         machine = self.machine
         live = (~machine.finished).nonzero().flatten().tolist()
         self.streams = build_streams(self.contexts, live, machine.in_picture.tolist(), self.settings, self.vocabulary)
+        # padded on the left, so that all streams write the same column next
         width = max(len(context) for context in self.streams.contexts)
         tokens = torch.full((len(self.streams.contexts), width), self.vocabulary.pad)
         document_ids = torch.full(tokens.shape, PADDING_DOCUMENT, dtype=torch.int32)
         for stream, context in enumerate(self.streams.contexts):
             tokens[stream, width - len(context) :] = torch.tensor(context)
             document_ids[stream, width - len(context) :] = 0
+        # of unfinished rows only: the cache is allocated for it
         room = int((machine.limits - machine.lengths)[~machine.finished].max())
         return self.stepper.prefill(tokens, document_ids, room)
 
@@ -171,12 +179,14 @@ class _Batch:
         """Logits of the rows `writing`, with -inf where TEXT forbids the id and repetition penalised."""
         vocabulary, penalty = self.vocabulary, self.settings.text.repetition_penalty
         allowed = self.text_mask.repeat(len(writing), 1)
+        # forbidden where a whole picture no longer fits, as in the release
         allowed[:, vocabulary.begin_image] = self.machine.may_begin[writing]
         chosen = logits[writing.to(logits.device)]
         if penalty != 1.0:
             seen = torch.zeros_like(allowed)
             for index, row in enumerate(writing.tolist()):
                 seen[index, self.contexts[row]] = True
+            # unlike the release, which also penalises control ids, codes and padding of the context
             seen[:, : vocabulary.text_start] = False
             chosen = penalize_repetition(chosen, seen.to(chosen.device), penalty)
         return chosen.masked_fill(~allowed.to(chosen.device), float("-inf"))

@@ -32,6 +32,7 @@ class Streams:
         """Logits float32 [streams, ids] and bool [rows] to guided logits float32 [rows, ids]; absent rows are zero."""
         rows = in_picture.size(0)
         first_extra = len(set(self.owners))
+        # nothing to weigh or to fill in: the usual case of text
         if not self.guided and first_extra == rows:
             return logits
         weights = torch.tensor(
@@ -61,6 +62,7 @@ def build_streams(
             continue
         weighted = _guiding_contexts(full[index], settings, vocabulary)
         if weighted:
+            # f's weight in the formula above; those of i and u come with their contexts
             scales[index] = settings.guidance
             extra.extend((context, row, scale) for context, scale in weighted)
     return Streams(
@@ -80,8 +82,10 @@ def _guiding_contexts(
     head, picture = ids[:start], ids[start:]
     kept = {vocabulary.begin_image, vocabulary.end_image}
     pictures = [i for i in head if i in kept or vocabulary.is_image_code(i)]
+    # the unconditional context of the release: bos and begin-image, then the codes drawn so far
     bare = ([vocabulary.bos, *picture], 1.0 - settings.image_guidance)
     if pictures:
         seen = ([vocabulary.bos, *pictures, *picture], settings.image_guidance - settings.guidance)
+        # a stream of weight 0 would cost a row of every forward pass
         return [pair for pair in (seen, bare) if pair[1] != 0.0]
     return [] if settings.guidance == 1.0 else [(bare[0], 1.0 - settings.guidance)]

@@ -20,9 +20,13 @@ class CheckpointInfo:
     """What a checkpoint says of itself, read without its weights."""
 
     path: Path
+    """The checkpoint's folder."""
     step: int
+    """Optimizer steps done."""
     config: RunConfig
+    """Resolved, as the run was trained."""
     vocabulary: Vocabulary
+    """Of its ids."""
     tokenizers: dict[str, str | None]
     """Fingerprints of the `text` and `image` tokenizers of its data."""
 
@@ -32,8 +36,11 @@ class LoadedModel:
     """A model with its weights, in evaluation mode."""
 
     model: Any
+    """This rank's part of the decoder."""
     stepper: Stepper
+    """Over `model`, with a key-value cache."""
     context: ParallelContext
+    """Valid until `open_model` ends."""
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
@@ -42,6 +49,7 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
     Raises:
         ValueError: there is no complete checkpoint, or it is damaged.
     """
+    # imported here: these draw in megatron-core, which takes seconds
     from megachameleon.checkpoint.loading import saved_config, saved_vocabulary
 
     checkpoint = resolve_checkpoint(path)
@@ -110,6 +118,7 @@ def open_model(info: CheckpointInfo, parallel: ParallelConfig) -> Iterator[Loade
     Raises:
         ValueError: the layout does not divide, or the checkpoint is damaged.
     """
+    # before processes are joined, for an error of one rank would leave the others waiting
     parallel.validate(info.config.model, info.config.data.sequence_length)
     with parallel_context(parallel) as context:
         from megachameleon.checkpoint.inference import load_for_inference

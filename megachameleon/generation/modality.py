@@ -10,10 +10,12 @@ from megachameleon.tokens.vocabulary import Vocabulary
 Modality = Literal["text", "image", "both"]
 MODALITIES: tuple[Modality, ...] = ("text", "image", "both")
 UNDECIDED = -1
+"""Stands for an id that has to be drawn."""
 
 
 def open_picture_start(ids: Sequence[int], vocabulary: Vocabulary) -> int | None:
     """Index of the begin-image id of a picture that `ids` leave unfinished, or None."""
+    # from the end: only the last picture can be open
     for index in range(len(ids) - 1, -1, -1):
         if ids[index] == vocabulary.end_image:
             return None
@@ -70,6 +72,7 @@ class ModalityMachine:
     @property
     def may_begin(self) -> torch.Tensor:
         """bool [rows]: rows in TEXT that may begin a picture."""
+        # begin, all codes and end: a picture that is cut off cannot be drawn
         fits = self.lengths + self._vocabulary.image_length <= self.limits
         more = torch.ones_like(fits) if self._max_pictures is None else self.pictures < self._max_pictures
         allowed = torch.full_like(fits, self._modality != "text")
@@ -81,6 +84,7 @@ class ModalityMachine:
         ids[self.codes == self._vocabulary.codes_per_image] = self._vocabulary.end_image
         if self._modality == "image":
             ids[self.codes < 0] = self._vocabulary.begin_image
+        # last, over what the rules above say of finished rows
         ids[self.finished] = self._vocabulary.eos
         return ids
 

@@ -44,6 +44,7 @@ class CachedStepper:
         cache = self._cache
         assert cache is not None
         logits = _last_logits(self._chunks, tokens, self._document_ids, cache)
+        # after the pass: all layers of it write at the same place
         cache.sequence_len_offset += tokens.size(1)
         return logits
 
@@ -93,18 +94,22 @@ def _through_stages(
     """Take hidden states from the stage before, hand them to the next; the last stage broadcasts its logits."""
     group, config = chunks[0].pg_collection.pp, chunks[0].config
     ranks, stage = dist.get_process_group_ranks(group), group.rank()
+    # on every rank: the last stage's are broadcast into it
     logits = torch.empty(len(tokens), chunks[0].vocab_size, device=tokens.device)
     for chunk in chunks:
         if not chunk.pre_process:
             shape = (tokens.size(1), tokens.size(0), config.hidden_size)
+            # [columns, rows, hidden], megatron-core's order of axes
             hidden = torch.empty(shape, dtype=config.params_dtype, device=tokens.device)
             dist.recv(hidden, src=ranks[stage - 1], group=group)
             chunk.set_input_tensor(hidden)
         output = chunk(tokens, position_ids, document_ids, inference_context=cache, runtime_gather_output=True)
+        # a leftover would be taken for the input of the next forward pass
         chunk.set_input_tensor(None)
         if chunk.post_process:
             logits = output[:, -1].float().contiguous()
         else:
+            # modulo, because an interleaved pipeline goes round
             dist.send(output.contiguous(), dst=ranks[(stage + 1) % len(ranks)], group=group)
     if len(ranks) > 1:
         dist.broadcast(logits, src=ranks[-1], group=group)
@@ -116,6 +121,7 @@ def _for_inference(model: Any) -> Iterator[None]:
     """Evaluation mode, and no sequence parallelism: a single new id cannot be split over ranks. Both are put back."""
     names = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
     owners = [model.config, *model.modules()]
+    # megatron-core's modules copy the flag when they are made, so the configuration alone is not enough
     changed = [(owner, name) for owner in owners for name in names if getattr(owner, name, None) is True]
     was_training = model.training
     model.eval()

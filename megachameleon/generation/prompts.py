@@ -39,6 +39,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; --prompts takes a JSONL file")
+    # a line that is not UTF-8 then fails as no JSON, with its number
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     prompts = [
         _parse(line, path.parent, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()

@@ -88,6 +88,7 @@ def _runs(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[bool, list[i
     runs: list[tuple[bool, list[int]]] = []
     in_picture = False
     for one in ids:
+        # also within a picture: models may emit what the rules of our engine forbid
         if one == vocabulary.begin_image:
             runs.append((True, []))
             in_picture = True

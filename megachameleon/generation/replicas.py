@@ -30,7 +30,9 @@ def generate_shared(
         return generate(stepper, vocabulary, prompts, settings, on_finished=on_finished)
     import torch.distributed as dist
 
+    # dealt out in turn, so that long prompts at one end do not all fall to one copy
     mine = list(range(replicas.rank(), len(prompts), copies))  # type: ignore[union-attr]
+    # copies do not tell each other while they work, so progress is an estimate
     report = None if on_finished is None else lambda rows: on_finished(rows * copies)
     results = generate(stepper, vocabulary, [prompts[row] for row in mine], settings, rows=mine, on_finished=report)
     gathered: list[list[list[int]]] = [[] for _ in range(copies)]

@@ -17,6 +17,7 @@ class SamplingSettings:
     """
 
     temperature: float = 0.7
+    """Logits are divided by it; the default is that of Chameleon's release."""
     top_p: float = 0.9
     """Keep the likeliest ids that together reach this probability; 1 keeps all."""
     top_k: int = 0
@@ -53,6 +54,7 @@ def _row_seed(seed: int, row: int) -> int:
 
 def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
     """Make ids that were seen less likely. `logits` float [rows, ids], `seen` bool of the same shape."""
+    # as in CTRL (Keskar et al., 2019): dividing a negative logit would make it likelier
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -69,13 +71,17 @@ def choose(logits: torch.Tensor, draws: torch.Tensor, settings: SamplingSettings
     if settings.greedy:
         return logits.argmax(-1)
     count = min(settings.top_k, logits.size(-1)) if settings.top_k else logits.size(-1)
+    # sorted by likelihood, which top-p and the inversion below both need
     values, ids = (logits / settings.temperature).topk(count)
+    # fp64: sums over a large vocabulary decide which id a draw falls on
     probabilities = values.double().softmax(-1)
+    # before and not with: the id that passes top_p is kept, so one always is
     reached_before = probabilities.cumsum(-1) - probabilities
     probabilities = (
         probabilities.masked_fill(reached_before >= settings.top_p, 0.0) if settings.top_p < 1 else probabilities
     )
     reached = probabilities.cumsum(-1)
     index = (reached <= draws.to(reached.device)[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
+    # rounding may place a draw near 1 behind the last id that is possible
     last = (probabilities > 0).sum(-1, keepdim=True) - 1
     return ids.gather(-1, torch.minimum(index, last)).squeeze(-1)

@@ -22,12 +22,15 @@ class GenerationSettings:
     max_pictures: int | None = None
     """Pictures per row; None is 1 in modality "image" and unlimited in "both"."""
     text: SamplingSettings = field(default_factory=lambda: SamplingSettings(repetition_penalty=1.2))
+    """Of text ids."""
     image: SamplingSettings = field(default_factory=SamplingSettings)
+    """Of picture codes."""
     guidance: float = 3.0
     """Scale of what the text of the context says about a picture; 1 is no guidance, and costs nothing."""
     image_guidance: float = 1.2
     """Scale of what earlier pictures of the context say about a picture; 1 is no guidance."""
     seed: int = 0
+    """Of the draws, with the number of the row."""
     batch_size: int = 64
     """Rows at once; guidance doubles or triples what the model sees."""
 
