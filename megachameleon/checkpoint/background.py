@@ -26,6 +26,7 @@ class Background(Generic[T]):
 
     def start(self, work: Callable[[], T]) -> None:
         """Begin; what was begun before must have ended."""
+        # two saves at once would share one buffer of host memory
         assert not self.busy, "one piece of work at a time"
         self._thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
         self._thread.start()

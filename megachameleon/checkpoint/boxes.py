@@ -16,7 +16,9 @@ class Box:
     """A rectangular part of a tensor."""
 
     offset: Shape
+    """Of its first value, an entry for each axis of the global tensor."""
     shape: Shape
+    """An entry for each axis."""
 
     @property
     def size(self) -> int:
@@ -30,9 +32,11 @@ def boxes_of_range(shape: Shape, start: int, stop: int) -> Iterator[Box]:
     Each is contiguous in memory. There are at most 2 n - 1 of them for n axes: the rest of a row that has begun, whole
     rows, and the beginning of a row, where both rests are ranges of a tensor with one axis less.
     """
+    # pieces of a parameter that a share does not reach have negative ranges
     if start >= stop:
         return
     if len(shape) <= 1:
+        # a tensor without axes has one value, and its box no offset
         yield Box((start,), (stop - start,)) if shape else Box((), ())
         return
     rows, row = shape[0], shape[1:]

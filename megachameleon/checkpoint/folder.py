@@ -16,6 +16,7 @@ from typing import Any
 from megachameleon.files import read_json, sha256_of, write_json
 
 FORMAT = 2
+"""Of the whole folder; others are refused, not converted."""
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"
 COMMON_FILE = "common.json"
@@ -23,7 +24,9 @@ CONFIG_FILE = "config.yaml"
 PROGRESS_FILE = "progress.json"
 LATEST_FILE = "latest"
 SEAL = "sha256"
+"""The manifest's own hash, over all its other fields."""
 DAMAGED = ".damaged"
+"""Stands behind the name of what was set aside."""
 
 
 class DamagedCheckpointError(ValueError):
@@ -41,7 +44,9 @@ class CheckpointManifest:
     data_fingerprint: str
     """What decided all samples before that position (`BlendedSamples.history`)."""
     versions: dict[str, str]
+    """Of the software that wrote it, by package."""
     vocabulary: dict[str, Any]
+    """The fields of `Vocabulary`."""
     tokenizers: dict[str, str | None]
     """Fingerprints of the `text` and `image` tokenizers that made the data."""
     files: dict[str, dict[str, Any]]
@@ -65,6 +70,7 @@ def named_checkpoints(root: Path) -> list[Path]:
     """Folders with the name of a checkpoint, whatever is in them, oldest first."""
     if not root.is_dir():
         return []
+    # by number: names of more than eight digits would sort wrongly
     return sorted((path for path in root.iterdir() if re.fullmatch(r"step_\d{8,}", path.name)), key=step_of)
 
 
@@ -89,6 +95,7 @@ def resolve_checkpoint(path: Path) -> Path:
     """
     if (path / MANIFEST_FILE).is_file():
         return path
+    # the folder is asked and not `latest`, which a kill may have left behind it
     for root in (path, path / "checkpoints"):
         found = named_checkpoints(root)
         if found:
@@ -140,6 +147,7 @@ def parse_manifest(checkpoint: Path) -> CheckpointManifest:
         raise DamagedCheckpointError(f"{str(error).partition(';')[0]}; the checkpoint is damaged") from None
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest; the checkpoint is damaged")
+    # before the seal, since another format may compute it otherwise
     if values["format"] != FORMAT:
         raise ValueError(
             f"{checkpoint}: checkpoint format {values['format']}, this release reads format {FORMAT}; "
@@ -156,6 +164,7 @@ def parse_manifest(checkpoint: Path) -> CheckpointManifest:
     if not _is_sound(manifest):
         raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest; the checkpoint is damaged")
     for name in manifest.files:
+        # names from a file must not lead out of the folder
         if Path(name).name != name:
             raise ValueError(f"{checkpoint}: file name {name!r} leaves the checkpoint's folder; refused")
     return manifest

@@ -19,10 +19,15 @@ class TrainedModel:
     """A decoder in evaluation mode and what it was trained with."""
 
     model: Decoder
+    """This rank's part."""
     config: RunConfig
+    """Resolved, as it was trained."""
     vocabulary: Vocabulary
+    """Of its ids."""
     checkpoint: Path
+    """Its folder."""
     step: int
+    """Optimizer steps done."""
 
 
 def load_for_inference(path: Path, context: ParallelContext) -> TrainedModel:
@@ -39,6 +44,7 @@ def load_for_inference(path: Path, context: ParallelContext) -> TrainedModel:
     vocabulary = saved_vocabulary(checkpoint, read_manifest(checkpoint))
     context.config.validate(config.model, config.data.sequence_length)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    # default kernels: those of training may not be installed where the model is used
     model = build_decoder(
         config.model, context.config, choose_kernels(KernelsConfig()), context.groups, dtype=dtype, seed=None
     ).to(context.device, dtype)

@@ -18,8 +18,11 @@ class Ancestor:
     """A checkpoint, told from all others by the hash of its manifest, which holds those of its files."""
 
     path: str
+    """Absolute, when it was noted; it may have moved since."""
     step: int
+    """Optimizer steps done."""
     manifest_sha256: str
+    """In hexadecimal."""
 
     @classmethod
     def of(cls, checkpoint: Path) -> "Ancestor":
@@ -35,10 +38,13 @@ class Start:
     kind: Literal["new", "resume", "init_from"]
     """From nothing, from a checkpoint of the same run, or from another's weights."""
     source: Ancestor | None
+    """What it started from; None for `new`."""
     time: str
     """UTC."""
     commit: str
+    """Of the checkout, or `unknown`."""
     world_size: int
+    """Processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +96,7 @@ def _start_from(values: dict[str, Any]) -> Start:
 def versions() -> dict[str, str]:
     """Versions of what computes, and the commit of a checkout, for the record."""
     packages = ("torch", "megatron-core", "numpy", "sentencepiece")
+    # from metadata, for importing sentencepiece only to ask would take time
     found = {name: importlib.metadata.version(name) for name in packages}
     return {
         "megachameleon": megachameleon.__version__,
@@ -101,6 +108,7 @@ def versions() -> dict[str, str]:
 
 def _commit() -> str:
     """The commit, with `-dirty` behind it if tracked files were changed since."""
+    # --exclude=*: a tag would stand in the place of the commit
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

@@ -72,6 +72,7 @@ def require_same_model(checkpoint: Path, saved: ModelConfig, wanted: ModelConfig
     Raises:
         ValueError: names the first field that differs.
     """
+    # what no tensor depends on may change between stages of a training
     free = {"dropout", "embedding_dropout", "context_length", "init_std", "depth_scaled_init"}
     for name in ModelConfig.__dataclass_fields__:
         a, b = getattr(saved, name), getattr(wanted, name)
@@ -88,6 +89,8 @@ def verify_share(checkpoint: Path, manifest: CheckpointManifest, context: Parall
     Raises:
         DamagedCheckpointError: a file is missing or another than was written.
     """
+    # each file is read once over all ranks, and not once by each
     names = sorted(manifest.files)[context.rank :: context.world_size]
+    # sizes first: a cut file is told without reading it
     verify_sizes(checkpoint, names, manifest)
     verify_hashes(checkpoint, names, manifest)

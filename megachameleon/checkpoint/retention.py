@@ -37,6 +37,7 @@ class Retention:
     """Which checkpoints are kept."""
 
     keep_last: int
+    """Newest ones that stay; at least one does."""
     keep_every: int = 0
     """Steps; 0: none is kept for good."""
 
@@ -68,6 +69,7 @@ def put_in_place(temporary: Path, root: Path, step: int, attempt: str) -> Path:
         sync_directory(root)
     temporary.rename(final)
     sync_directory(root)
+    # last: where it disagrees with the folder, the folder is right
     write_text(root / LATEST_FILE, final.name + "\n")
     if replaced.exists():
         shutil.rmtree(replaced)
@@ -84,6 +86,7 @@ def recover(root: Path) -> list[str]:
     """
     said = []
     for path, match in _left_by_others(root):
+        # the manifest is written last, so with it all files are there
         if match["state"] == "tmp" and is_whole(path):
             step = step_of(Path(match["name"]))
             final = put_in_place(path, root, step, path.name.removeprefix(f".{match['name']}.").removesuffix(".tmp"))
@@ -107,9 +110,11 @@ def _left_by_others(root: Path) -> list[tuple[Path, re.Match[str]]]:
 
 def _lives(host: str, process: int) -> bool:
     """Whether another process of this host with that number is there; of other hosts nothing is known."""
+    # after a restart in a container, a dead writer may have had our number
     if host != socket.gethostname() or process == os.getpid():
         return False
     try:
+        # signal 0 only asks
         os.kill(process, 0)
     except ProcessLookupError:
         return False
@@ -130,6 +135,7 @@ def delete_old(root: Path, retention: Retention, attempt: str) -> list[str]:
             try:
                 delete(path, attempt)
             except OSError as error:
+                # a run must not end because an old checkpoint cannot be deleted
                 complaints.append(f"{path}: cannot be deleted ({error.strerror}); delete it by hand")
     return complaints
 
@@ -145,6 +151,7 @@ def delete(checkpoint: Path, attempt: str) -> None:
 
 def delete_after(root: Path, step: int, attempt: str) -> list[Path]:
     """Delete the checkpoints of later steps, newest first: a run that was rolled back must not resume from them."""
+    # newest first: a kill in between leaves no gap, and the next start begins again from the newest
     later = [path for path in reversed(named_checkpoints(root)) if step_of(path) > step]
     for path in later:
         delete(path, attempt)

@@ -53,16 +53,21 @@ class Save:
     """One checkpoint to write, as one rank sees it. Nothing in it changes while training goes on."""
 
     root: Path
+    """Folder of the run's checkpoints."""
     attempt: str
     """The same on all ranks and never used before, so that no file of a dead attempt is taken for one of this."""
     rank: int
+    """Of this process; 0 is the main one."""
     world_size: int
+    """Processes that write."""
     snapshot: Snapshot
+    """This rank's share."""
     manifest: CheckpointManifest
     """Without its files; used by the main process only, as are the next two."""
     texts: dict[str, str]
     """Small files by name."""
     retention: Retention
+    """What the main process deletes afterwards."""
     durable: Future[None] = field(default_factory=Future)
     """Of this rank's share: done when it is on the disk, or with the error for which it is not."""
 
@@ -77,10 +82,13 @@ class SavedCheckpoint:
     """A checkpoint that has become visible."""
 
     path: Path
+    """Its folder, by its final name."""
     seconds: float
     """From the snapshot on."""
     num_bytes: int
+    """Of all files but the manifest."""
     manifest_sha256: str
+    """In hexadecimal."""
     complaints: tuple[str, ...] = ()
     """About older checkpoints that could not be deleted."""
 
@@ -102,6 +110,7 @@ def write_checkpoint(save: Save) -> SavedCheckpoint | None:
         if save.rank:
             return None
         path, num_bytes = publish(save)
+    # only when the new one is visible
     complaints = delete_old(save.root, save.retention, save.attempt)
     return SavedCheckpoint(
         path=path,
@@ -119,8 +128,10 @@ def write_share(save: Save) -> None:
         name = _part_name(save.rank)
         written = write_snapshot(save.folder / name, save.snapshot)
         index = index_to_json(index_of(save.snapshot.tensors, name))
+        # after the share is durable: the record is what the main process waits for
         write_json(save.folder / _record_name(save.rank), {"name": name, **written, "index": index})
     except BaseException as error:
+        # in plain words: the main thread raises it where it waits
         save.durable.set_exception(_in_words(save, error))
         raise
     save.durable.set_result(None)
@@ -147,6 +158,7 @@ def publish(save: Save) -> tuple[Path, int]:
         files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     for path in paths:
         path.unlink()
+    # last: from here on the checkpoint is complete, whatever its name
     write_manifest(save.folder, replace(save.manifest, files=dict(sorted(files.items()))))
     final = put_in_place(save.folder, save.root, save.manifest.step, save.attempt)
     return final, sum(file["size"] for file in files.values())
@@ -168,6 +180,7 @@ def _wait_for_records(save: Save) -> None:
         if wanted <= found:
             return
         time.sleep(pause)
+        # thousands of looks a second would load a shared file system
         pause = min(1.5 * pause, LONGEST_PAUSE)
 
 

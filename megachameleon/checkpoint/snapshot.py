@@ -17,6 +17,7 @@ import torch
 
 from megachameleon.checkpoint.tensors import StoredTensor
 
+# names of types in safetensors' header
 KINDS = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -37,6 +38,7 @@ class Snapshot:
     """Tensors in the order of their file."""
 
     tensors: tuple[StoredTensor, ...]
+    """Their `data` is host memory, or live tensors (`live_snapshot`)."""
     copied: Any = None
     """A CUDA event after which the copies are there; None: they are, or nothing was copied."""
 
@@ -75,6 +77,7 @@ class HostMemory:
         for item in ordered:
             end = begin + item.data.nbytes
             place = self._memory[begin:end].view(item.data.dtype).view(item.data.shape)
+            # asynchronous only because the memory is registered; on CPU it is an ordinary copy
             place.copy_(item.data, non_blocking=True)
             copies.append(replace(item, data=place))
             begin = end
@@ -89,6 +92,7 @@ class HostMemory:
             return
         cuda = self.device.type == "cuda"
         if cuda and len(self._memory):
+            # before the memory goes: CUDA would keep its pages locked
             torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
         self._memory = torch.empty(num_bytes, dtype=torch.uint8)
         if cuda:
@@ -115,6 +119,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> dict[str, Any]:
         OSError: it cannot be written; what there is of it is left.
     """
     if snapshot.copied is not None:
+        # in the writer's thread: the event is the only thing that it waits for on the device
         snapshot.copied.synchronize()
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
@@ -122,6 +127,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> dict[str, Any]:
             digest.update(piece)
             size += file.write(piece)
         file.flush()
+        # durable before anyone is told: a record must not outlive its file
         os.fsync(file.fileno())
     return {"size": size, "sha256": digest.hexdigest()}
 
@@ -145,6 +151,7 @@ def _header(tensors: Sequence[StoredTensor]) -> bytes:
         entries[item.name] = {"dtype": KINDS[item.data.dtype], "shape": shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
+    # spaces, as safetensors itself pads, so that values begin aligned
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

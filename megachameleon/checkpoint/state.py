@@ -26,11 +26,13 @@ from megachameleon.parallel.optimizer_state import (
 )
 
 UPDATES = "optimizer_updates"
+"""Updates that Adam has counted."""
 
 
 def unwrap(model: torch.nn.Module) -> Any:
     """The decoder inside data-parallel and precision wrappers."""
     inner: Any = model
+    # megatron-core's wrappers nest: DistributedDataParallel around Float16Module
     while hasattr(inner, "module"):
         inner = inner.module
     return inner
@@ -57,6 +59,7 @@ def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any | None, gro
         for place in places.values() if groups.dp_cp.rank() == 0 else ():
             stored += place.boxes("", place.parameter.detach().view(-1), 0) if place.is_stored else ()
         return stored
+    # replicas each give an equal part, so they write in parallel
     for held in own_share(held_states(optimizer), groups.dp_cp.rank(), groups.dp_cp.size()):
         place = places[id(held.parameter)]
         if place.is_stored:
@@ -99,15 +102,18 @@ def load_state(
     wanted: list[StoredTensor] = []
     for place in places.values():
         weight = place.parameter.detach().view(-1)
+        # a bf16 run's master is the better weight for an fp32 run
         exact = weight.dtype == torch.float32 and place.key("master") in index
         wanted += place.boxes("master" if exact else "", weight, 0)
     if optimizer is not None:
+        # Adam makes its moments at the first step, and there must be memory to read into
         create_state(optimizer)
         for held in held_states(optimizer):
             place = places[id(held.parameter)]
             for name, values in held.tensors.items():
                 if fresh and name != "master":
                     continue
+                # an fp32 run stores no master, because its weight is one
                 missing_master = name == "master" and place.key(name) not in index
                 wanted += place.boxes("" if missing_master else name, values, held.start)
         set_updates_done(optimizer, 0 if fresh else common[UPDATES])
@@ -157,15 +163,18 @@ def _places(chunks: Sequence[torch.nn.Module], groups: Any) -> dict[int, _Place]
     places = {}
     for chunk in chunks:
         for item in unwrap(chunk).sharded_state_dict(metadata={"dp_cp_group": groups.dp_cp}).values():
+            # megatron-core's layers announce extra state, in which Transformer Engine's would keep FP8 scales
             if isinstance(item, ShardedObject):
                 assert item.data is None, f"{item.key}: extra state of a kernel that this format does not store"
                 continue
             assert isinstance(item.data, torch.nn.Parameter), f"{item.key}: a buffer, which this format does not store"
+            # SwiGLU's gate and up stand in one parameter, but apart in the global tensor
             sharded = item.build() if isinstance(item, ShardedTensorFactory) else [item]
             places[id(item.data)] = _Place(
                 parameter=item.data,
                 weight_key=item.key,
                 pieces=tuple(_piece(part, item.data) for part in sharded),
+                # the last number counts data-parallel replicas, among which `own_share` divides
                 is_stored=all(number == 0 for number in item.replica_id[:-1]),
             )
     return places
@@ -178,5 +187,6 @@ def _piece(sharded: Any, parameter: Tensor) -> _Piece:
         first=sharded.data.storage_offset() - parameter.storage_offset(),
         global_shape=tuple(sharded.global_shape),
         offset=tuple(sharded.global_offset),
+        # layers are stacked along axes that a rank's own parameter does not have
         shape=(1,) * sharded.prepend_axis_num + tuple(sharded.local_shape),
     )
