@@ -25,6 +25,7 @@ class Attempt:
     job: str
     """SLURM's job id and how often it was requeued before: 1234.0."""
     status: int
+    """Exit status; 75: stopped, and may go on."""
     line: str
     """One line for people."""
     before: int
@@ -32,7 +33,9 @@ class Attempt:
     after: int
     """The same when it ended."""
     hosts: list[str]
+    """Nodes, in SLURM's order."""
     seconds: float
+    """From the start of the step to its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +43,14 @@ class Decision:
     """What becomes of the job."""
 
     action: Literal["finish", "rest", "again", "alert"]
+    """The job is done, rests until a person submits it again, is started again, or needs a person."""
     reason: str
+    """In words, for the log."""
 
 
 def newest_step(run: Path) -> int:
     """Step of the newest complete checkpoint of a run, or -1."""
+    # The manifest is what makes a checkpoint complete; a folder without one is none.
     found = (run / "checkpoints").glob("step_*/manifest.json")
     steps = (path.parent.name.removeprefix("step_") for path in found)
     return max((int(step) for step in steps if step.isdigit()), default=-1)
@@ -82,6 +88,7 @@ def decide(attempts: list[Attempt], *, max_attempts: int, max_idle: int) -> Deci
     last = attempts[-1]
     if last.status == FINISHED:
         return Decision(action="finish", reason="finished")
+    # Signals and the end of the time are SLURM's, and the job goes on after them; the stop file is a person's.
     if last.status == STOPPED and describe_stop(FILE_FOUND) in last.line:
         return Decision(action="rest", reason="a person asked it to stop; submit it again to go on")
     if last.status == BAD_INPUT:
@@ -92,6 +99,7 @@ def decide(attempts: list[Attempt], *, max_attempts: int, max_idle: int) -> Deci
         if attempt.after > attempt.before:
             break
         idle += 1
+    # Before the number of attempts: "nothing is achieved" says more than "too many".
     if idle >= max_idle:
         return Decision(
             action="alert", reason=f"{idle} attempts in a row without a new checkpoint; the last: {last.line}"

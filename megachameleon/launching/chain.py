@@ -13,9 +13,12 @@ class Stage:
     """A script to submit and a name to call it by."""
 
     name: str
+    """In what the alarm says."""
     script: Path
     options: tuple[str, ...] = ()
+    """Of sbatch."""
     arguments: tuple[str, ...] = ()
+    """Of the script."""
 
 
 def after(previous: str) -> tuple[str, ...]:

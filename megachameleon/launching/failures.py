@@ -18,6 +18,7 @@ TAIL_BYTES = 65_536
 RANK_MARK = re.compile(r"^\[rank\d+\]: *")
 """What torch puts before the lines of an uncaught exception."""
 ERROR = re.compile(r"^(error: .+|[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Failure|Exit)\b.*)$")
+"""A line that names an error: the trainer's own form, or the end of a traceback."""
 PEER_LOST = re.compile(
     r"connection (reset|closed|refused|was closed)|broken pipe|socket|connectFullMesh|gloo|nccl|tcpstore|"
     r"DistBackendError|DistNetworkError|DistStoreError",
@@ -33,6 +34,7 @@ class Failure:
     rank: int | None
     """None: the launcher itself, which has started no rank."""
     host: str
+    """Node, by its own name."""
     status: int
     """Exit status; 128 + n where signal n killed it."""
     line: str
@@ -66,6 +68,7 @@ def failure_line(log: Path, status: int) -> str:
         log: the rank's stdout and stderr; it may be missing.
         status: as of `exit_status`.
     """
+    # Who is killed cannot say why: an error in its log would be an older one.
     if status > 128:
         try:
             name = signal.Signals(status - 128).name
@@ -94,6 +97,7 @@ def first_failure(failures: Iterable[Failure]) -> Failure | None:
 def _tail(log: Path) -> list[str]:
     try:
         with log.open("rb") as file:
+            # Logs of long runs are large, and the last error stands near the end.
             file.seek(max(log.stat().st_size - TAIL_BYTES, 0))
             return [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:

@@ -36,6 +36,7 @@ def inspect(job: Job, arguments: argparse.Namespace) -> dict[str, list[str]]:
         "--timeout", str(arguments.timeout), "--folders", *map(str, arguments.folders),
     ]  # fmt: skip
     subprocess.run(command, check=False)  # what failed is in the findings, or in their absence
+    # The folder may hold what an earlier check found on other nodes.
     checks = [read_check(path) for path in sorted(results.glob("*.json")) if path.stem in job.hosts]
     require_usable_folders(checks, arguments.folders)
     has_gpus = any(check.gpus for check in checks)
@@ -54,6 +55,7 @@ def exclude(path: str, faults: Mapping[str, Sequence[str]]) -> None:
     before = file.read_text(encoding="utf-8") if file.is_file() else ""
     known = set(read_excluded(path))
     today = time.strftime("%F %T")
+    # Only added to: a person may have edited the file, and --exclude lives from it.
     lines = [f"{host}  # {today}: {'; '.join(found)}\n" for host, found in faults.items() if host not in known]
     write_text(file, before + "".join(lines))
 

@@ -36,7 +36,9 @@ LOG_FOLDER = "logs"
 BAD_NODES = "refused"
 """How the line of an attempt begins that did not train, for its nodes were bad."""
 ALERT_SECONDS = 60
+"""Longest time for the command that alerts a person."""
 REQUEUE_SECONDS = 600
+"""How long to ask for a requeue while SLURM's controller is away."""
 SUBMISSION = "MEGACHAMELEON_SUBMISSION"
 """Names the job that a person submitted, in the environment of its follow-up jobs."""
 
@@ -51,6 +53,7 @@ def run_folder(training: Sequence[str]) -> Path:
     named = [word.removeprefix("output_dir=") for word in overrides if word.startswith("output_dir=")]
     if not named and Path(config).is_file():
         lines = Path(config).read_text(encoding="utf-8").splitlines()
+        # A comment of YAML begins with a space and #.
         named = [line.partition(":")[2].split(" #")[0] for line in lines if line.startswith("output_dir:")]
     if not named:
         raise ValueError(f"{config}: no output_dir; set it there, or append output_dir=FOLDER to the command")
@@ -61,6 +64,7 @@ def digest(training: Sequence[str]) -> str:
     """What a DONE mark is valid for: the configuration file's bytes and the overrides."""
     config = Path(training[0])
     content = config.read_bytes() if config.is_file() else b""
+    # Separated by what no word contains, so that words cannot run into each other.
     return hashlib.sha256(b"\0".join([content, *(word.encode() for word in training[1:])])).hexdigest()
 
 
@@ -88,6 +92,7 @@ def keep(arguments: argparse.Namespace) -> int:
     job = this_job()
     attempts = read_attempts(run)
     if attempts and attempts[-1].line == RUNNING:
+        # Nobody lived to say how that attempt ended, so this one does.
         attempts[-1] = replace(attempts[-1], line=CUT_OFF, after=newest_step(run))
         write_attempts(run, attempts)
         decision = judge(attempts, arguments)
@@ -112,6 +117,7 @@ def conclude(job: Job, run: Path, attempts: list[Attempt], arguments: argparse.N
         say(f"not started again: {decision.reason}")
         return last.status
     if decision.action == "alert":
+        # 75 would tell whoever watches the job that it goes on.
         return call_a_person(job, run, decision, FAILED if last.status == STOPPED else last.status, arguments)
     say(f"again: {decision.reason}")
     go_on(job, arguments, leaves_nodes=last.line.startswith(BAD_NODES))
@@ -132,6 +138,7 @@ def call_a_person(job: Job, run: Path, decision: Decision, status: int, argument
 
 def submission(job: Job) -> str:
     """The job that a person submitted: this one, or the one that it follows."""
+    # In the environment, for sbatch hands it on to a follow-up job.
     return os.environ.setdefault(SUBMISSION, job.id)
 
 
@@ -145,6 +152,7 @@ def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Nam
         submission=submission(job), job=job.name, status=FAILED, line=RUNNING, before=before,
         after=before, hosts=job.hosts, seconds=0.0,
     )  # fmt: skip
+    # Before anything that can be cut off: the next life finds in it that this one began.
     write_attempts(run, [*earlier, now])
     if arguments.preflight:
         try:
@@ -164,6 +172,7 @@ def attempt(job: Job, run: Path, earlier: list[Attempt], arguments: argparse.Nam
 
 def inspection_of(run: Path, results: Path, arguments: argparse.Namespace) -> argparse.Namespace:
     """How the nodes of a training job are checked: like by preflight.sbatch, with PREFLIGHT_FLAGS."""
+    # With "=": a value that begins with dashes would be taken for an option.
     words = [
         "--ranks-per-node", str(arguments.ranks_per_node), "--results", str(results), "--python", arguments.python,
         f"--srun-flags={arguments.srun_flags}", f"--inside={arguments.inside}", "--folders", str(run),
@@ -186,6 +195,7 @@ def run_step(command: list[str]) -> int:
     step = subprocess.Popen(command)
     # with --signal=B:USR1@T only this process is told; srun passes it on, and the launcher ignores a repetition
     signal.signal(signal.SIGUSR1, lambda number, frame: step.send_signal(signal.SIGUSR1))
+    # It must outlive the step: somebody has to judge how that ended.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     return step.wait()
 

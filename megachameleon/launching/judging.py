@@ -20,6 +20,7 @@ class Limits:
     idle_gib: float = 1.0
     """GPU memory that may be taken while nobody works: more is a process left behind."""
     clock_seconds: float = 1.0
+    """Largest distance of a clock from the first node's."""
     of_median: float = 0.7
     """Smallest part of the median of all nodes, for bandwidths and host memory; for the fastest clock of a GPU, of the
     highest in its node."""
@@ -76,6 +77,7 @@ def _faults(check: NodeCheck, limits: Limits) -> list[str]:
     count = len(check.gpus or ())
     if count < limits.gpus:
         found.append(f"{count} of {limits.gpus} GPUs" + (" (no nvidia-smi)" if check.gpus is None else ""))
+    # Beside the others of its node, since nodes may have different GPUs.
     clocks = [gpu.max_clock_mhz for gpu in check.gpus or () if gpu.max_clock_mhz]
     for gpu in check.gpus or ():
         found += [f"GPU {gpu.index}: {fault}" for fault in _gpu_faults(gpu, limits, max(clocks, default=0.0))]

@@ -40,6 +40,7 @@ SAME_REQUEST_SECONDS = 5.0
 HUNG = 70
 """The status of a node whose run was ended for want of a heartbeat."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Requests to stop: SLURM's two, and a person's at the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,10 @@ class Place:
     """This node's place in the job and where its ranks meet."""
 
     node: int
+    """Number of this node, from 0."""
     num_nodes: int
     master_address: str
+    """Host at which the ranks meet: the first node's."""
     master_port: int
 
     @staticmethod
@@ -86,6 +89,7 @@ class Heartbeat:
     def __init__(self, path: Path, *, start_within: float, stale_after: float) -> None:
         """Args: seconds until the first beat of this attempt, and between beats after it; 0 waits for ever."""
         self.path, self._start_within, self._stale_after = path, start_within, stale_after
+        # A file that the life before has left must not look like a sign of this one.
         self._seen = self._stamp()
         self._since, self._beaten = time.monotonic(), False
 
@@ -94,6 +98,7 @@ class Heartbeat:
             status = self.path.stat()
         except OSError:
             return None
+        # Each beat is a new file, renamed into place: its number changes even where times are coarse.
         return status.st_mtime_ns, status.st_ino
 
     def complaint(self) -> str | None:
@@ -125,12 +130,14 @@ class Launcher:
         self._shown = 0
         common = {
             **os.environ,
+            # As torchrun does; else each rank takes all cores of the node.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "WORLD_SIZE": str(place.num_nodes * ranks_per_node),
             "LOCAL_WORLD_SIZE": str(ranks_per_node),
             "MASTER_ADDR": place.master_address,
             "MASTER_PORT": str(place.master_port),
         }
+        # Before there are ranks, so that a request that comes while they start is not lost, nor ends the launcher.
         for number in FORWARDED:
             signal.signal(number, lambda number, frame: self._requests.append(signal.Signals(number)))
         self.ranks = [
@@ -156,6 +163,7 @@ class Launcher:
                 self._fail(self.ranks[0], HUNG, complaint)
                 break
         self._collect(judged)
+        # Even if all ranks have ended: their data workers may not have.
         stuck = end(self.ranks, grace=GRACE_SECONDS if any(rank.alive for rank in self.ranks) else 0.0)
         for rank in stuck:
             self._fail(rank, HUNG, f"process {rank.process.pid} cannot be killed (stuck in the kernel)")
@@ -202,6 +210,7 @@ class Launcher:
                 continue
             self._first_request[number] = now
             say(f"{number.name}: passed on to the ranks")
+            # The trainer listens to TERM and USR1; INT would break it off in the midst of whatever it does.
             send(self.ranks, signal.SIGTERM if number is signal.SIGINT else number)
 
     def _show(self) -> None:
@@ -235,6 +244,7 @@ def require_free_port(place: Place) -> None:
     if place.node != 0:
         return
     with socket.socket() as probe:
+        # Connections of a former life that are still closing (TIME_WAIT) do no harm.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", place.master_port))
@@ -279,6 +289,7 @@ def launch(arguments: argparse.Namespace) -> int:
     command = list(arguments.command)
     if command[0] == "-m" or command[0].endswith(".py"):
         command.insert(0, sys.executable)
+    # One watcher is enough: when this node ends in failure, srun's --kill-on-bad-exit ends the others.
     heartbeat = None
     if arguments.heartbeat and place.node == 0:
         heartbeat = Heartbeat(
@@ -289,6 +300,7 @@ def launch(arguments: argparse.Namespace) -> int:
     first = first_failure(record.failures)
     if first is not None:
         say(f"first failure here: {first}")
+    # Only srun is told 0; the record has the true status for the keeper.
     return FINISHED if arguments.zero_when_stopped and record.status == STOPPED else record.status
 
 

@@ -19,6 +19,7 @@ class NodeCheck:
     """One node's findings; None where nothing could be measured."""
 
     host: str
+    """By which SLURM knows it."""
     gpus: list[Gpu] | None = None
     """None: no nvidia-smi."""
     memory_gib: float | None = None
@@ -26,7 +27,9 @@ class NodeCheck:
     clock_offset: float | None = None
     """Seconds that this node's clock is ahead of the first node's."""
     write_gb_per_second: float | None = None
+    """Of shared storage, made durable; 1e9 bytes."""
     read_gb_per_second: float | None = None
+    """The same, past the page cache."""
     inside_gb_per_second: float | None = None
     """All-reduce bandwidth among the ranks of the node."""
     pair_gb_per_second: dict[str, float] = field(default_factory=dict)
@@ -84,6 +87,7 @@ def available_memory_gib(path: Path = Path("/proc/meminfo")) -> float | None:
         lines = path.read_text().splitlines()
     except OSError:
         return None
+    # The kernel says it in KiB.
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:")), None)
 
 
@@ -111,6 +115,7 @@ def storage_speed(folder: Path, name: str, num_bytes: int) -> tuple[float, float
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
+            # After fsync: pages that are not written yet would stay in the cache.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         written = time.perf_counter() - start
         start = time.perf_counter()

@@ -26,11 +26,14 @@ class Gpu:
     """One GPU; None where it does not say."""
 
     index: int
+    """nvidia-smi's number of it on this node."""
     name: str
     celsius: float | None
     used_mib: float | None
+    """Memory that processes hold now."""
     total_mib: float | None
     max_clock_mhz: float | None
+    """The highest that its multiprocessors may have."""
     ecc_errors: int | None
     """Uncorrected, since the driver was loaded."""
     slowed: bool | None = None

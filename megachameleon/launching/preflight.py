@@ -17,7 +17,7 @@ from typing import Any
 from megachameleon.console import run_tool, tool_parser
 from megachameleon.launching.node_check import NodeCheck, look_at_itself
 
-WARM_UP, ROUNDS = 2, 5
+WARM_UP, ROUNDS = 2, 5  # NCCL connects ranks in their first collectives
 
 
 def all_reduce_bandwidth(group: Any, size: int, num_bytes: int, device: Any) -> float:
@@ -34,6 +34,7 @@ def all_reduce_bandwidth(group: Any, size: int, num_bytes: int, device: Any) -> 
         dist.barrier(group)
         start = time.perf_counter()
         dist.all_reduce(buffer, group=group)
+        # On CUDA the call returns when the work is queued.
         if device.type == "cuda":
             torch.cuda.synchronize()
         if number >= WARM_UP:
@@ -49,6 +50,7 @@ def ring_rounds(num_nodes: int) -> list[list[tuple[int, int]]]:
         return []
     edges = [(node, (node + 1) % num_nodes) for node in range(num_nodes if num_nodes > 2 else 1)]
     even, odd = edges[: num_nodes // 2 * 2 : 2], edges[1::2]
+    # In a ring of odd length the last edge meets the first one of `even`, so it has a round of its own.
     last = edges[-1:] if num_nodes % 2 and num_nodes > 2 else []
     return [one for one in (even, [edge for edge in odd if edge not in last], last) if one]
 
@@ -90,6 +92,7 @@ def check_connections(check: NodeCheck, folder: Path, num_bytes: int, timeout: f
 def main(arguments: argparse.Namespace) -> None:
     """One rank's part."""
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    # The name by which SLURM knows the node: findings and --exclude go by it.
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     check = NodeCheck(host=host)
     if is_first:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,8 +17,10 @@ class Rank:
     """A started process."""
 
     rank: int
+    """Among all of the job."""
     process: subprocess.Popen
     log: Path
+    """Its stdout and stderr."""
 
     @property
     def alive(self) -> bool:
@@ -35,6 +37,7 @@ def start_rank(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank), "PYTHONUNBUFFERED": "1"}
+    # Looked up here: in the child, between fork and exec, hardly anything is safe to do.
     prctl, launcher = ctypes.CDLL(None).prctl, os.getpid()
 
     def die_with_the_launcher() -> None:
@@ -49,7 +52,7 @@ def start_rank(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True,  # makes a process group, which is killed whole with its data workers
             preexec_fn=die_with_the_launcher,  # noqa: PLW1509  (the launcher has one thread)
         )
     return Rank(rank=rank, process=process, log=log)

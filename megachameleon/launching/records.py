@@ -13,6 +13,7 @@ class NodeRecord:
     """How the ranks of one node ended."""
 
     node: int
+    """Number in the job, from 0."""
     host: str
     statuses: dict[int, int]
     """Exit status by rank."""
@@ -47,6 +48,7 @@ class Outcome:
     """How an attempt ended, over all nodes."""
 
     status: int
+    """0, 75, or the first failure's."""
     line: str
     """One line for people."""
 
@@ -86,6 +88,7 @@ def outcome(folder: Path, hosts: list[str]) -> Outcome:
     records = [read_record(path) for path in paths if path.is_file()]
     first = first_failure(failure for record in records for failure in record.failures)
     silent = [host for host, path in zip(hosts, paths, strict=True) if not path.is_file()]
+    # A failure after a stop may only follow from what happened to a node that can no longer tell.
     if first is not None and not (silent and first.after_stop):
         return Outcome(status=first.status, line=f"failed first by {first}")
     if silent:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 INHERITED = re.compile(r"^(SLURM|SLURMD|SLURM_STEP|SBATCH)_")
-KEPT = ("SLURM_CONF",)
+KEPT = ("SLURM_CONF",)  # by it SLURM's commands find their controller
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,9 +16,11 @@ class Job:
     """The job that this process is in."""
 
     id: str
+    """SLURM's number."""
     life: int
     """How often it was requeued before."""
     hosts: list[str]
+    """Its nodes, the first is where ranks meet."""
 
     @property
     def name(self) -> str:
@@ -44,6 +46,7 @@ def this_job() -> Job:
 
 def master_port(job: Job) -> int:
     """A port below the ephemeral range that neighbouring jobs and other lives of this one do not use."""
+    # Neighbouring jobs are 7 ports apart, which leaves room for as many lives of each.
     return 20_000 + (int(job.id) * 7 + job.life) % 10_000
 
 
@@ -82,6 +85,7 @@ def ended_early(job: Job) -> bool:
     """
     shown = ask("scontrol", "show", "job", job.id)
     found = dict(re.findall(r"(JobState|RunTime|TimeLimit)=(\S+)", shown))
+    # TIMEOUT is the end of its time, after which the keeper is the one who goes on.
     if found.get("JobState") in ("RUNNING", "TIMEOUT"):
         return False
     return seconds_of(found.get("RunTime", "")) < seconds_of(found.get("TimeLimit", ""))
@@ -142,6 +146,7 @@ def submit_follow_up(job: Job, script: str, arguments: Sequence[str], exclude: S
     ]
     # variables of this life, such as its restart count, would be taken for the new job's own
     clean = {key: value for key, value in os.environ.items() if key in KEPT or not INHERITED.match(key)}
+    # With several clusters --parsable says `id;cluster`.
     new = ask("sbatch", "--parsable", *shape, script, *arguments, environment=clean).split(";")[0]
     redirect_dependents(job.id, new)
     return new
@@ -153,6 +158,7 @@ def redirect_dependents(old: str, new: str) -> None:
     for line in waiting.splitlines():
         job, _, dependency = line.partition("|")
         changed = replaced_dependency(dependency, old, new)
+        # The new job itself waits for the old one, and shall.
         if changed is not None and job != new:
             ask("scontrol", "update", f"JobId={job}", f"Dependency={changed}")
 

@@ -29,16 +29,22 @@ class Request:
 
     nodes: int = 1
     gpus_per_node: int = 8
+    """0 on clusters without GPUs; then `ranks_per_node` must be said."""
     ranks_per_node: int = 0
     """0: one for each GPU."""
     partition: str = ""
     account: str = ""
     qos: str = ""
     time: str = ""
+    """Limit, in one of the forms of `TIME`."""
     name: str = ""
+    """Of the job."""
     container: str = ""
+    """Path of an image that every node sees; empty: no container."""
     container_runtime: str = ""
+    """What runs the image; empty: the script's default."""
     mounts: str = ""
+    """Folders that the container sees, in one list without spaces."""
     site: str = ""
     """A file in place of examples/slurm/site.env."""
     exclude: tuple[str, ...] = ()
@@ -65,6 +71,7 @@ class Request:
             raise ValueError(
                 f"--gpus-per-node: {self.gpus_per_node} leaves no process; on nodes without GPUs, say --ranks-per-node"
             )
+        # They end up among the words for srun, which are split at spaces.
         for name in ("container", "mounts"):
             if any(letter.isspace() for letter in getattr(self, name)):
                 raise ValueError(f"--{name}: {getattr(self, name)!r} has a space in it; choose a path without")
@@ -146,6 +153,7 @@ def render(template: str, request: Request, exports: dict[str, str], training: S
         if name == "gpus-per-node" and not request.gpus_per_node:
             continue
         lines.append(_directive(name, rest.pop(name)) if name in rest else line)
+    # sbatch reads no #SBATCH line behind the first command.
     last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
     lines[last + 1 : last + 1] = [_directive(name, value) for name, value in rest.items()]
     start = lines.index("set -euo pipefail") + 1
@@ -190,6 +198,7 @@ def test_only(text: str) -> str:
         ValueError: it would never, with SLURM's reason.
     """
     done = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
+    # sbatch says it on stderr, also where all is well.
     said = " ".join(done.stderr.split()).removeprefix("sbatch: ")
     if done.returncode:
         raise ValueError(f"sbatch --test-only: {said}; see `sinfo`, or ask for less")
