@@ -23,7 +23,9 @@ class StoredTensor:
     """A box of a global tensor, and the memory of this process from which it is written or into which it is read."""
 
     key: str
+    """Of the global tensor."""
     global_shape: Shape
+    """Of the global tensor."""
     offset: Shape
     data: Tensor
     """Of the box's shape; contiguous; usually a view of what training works on."""
@@ -44,8 +46,11 @@ class Part:
     """A box of a global tensor, stored under `name` in `file`."""
 
     file: str
+    """Name within the checkpoint's folder."""
     name: str
+    """As `StoredTensor.name`."""
     box: Box
+    """Where in the global tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +59,9 @@ class TensorEntry:
 
     shape: Shape
     dtype: str
+    """torch's name without `torch.`, such as `bfloat16`."""
     parts: tuple[Part, ...]
+    """They do not overlap."""
 
 
 Index = dict[str, TensorEntry]
@@ -97,10 +104,12 @@ def read_tensors(folder: Path, index: Index, wanted: Iterable[StoredTensor]) -> 
     for item in wanted:
         filled = 0
         for part in _entry(folder, index, item).parts:
+            # boxes alone decide, so any layout reads what any other has written
             shared = overlap(part.box, item.box)
             if shared is not None:
                 plan[part.file].append((part, within(part.box, shared), item.data[within(item.box, shared)]))
                 filled += shared.size
+        # before any file is opened: a half-filled model must not be trained on
         if filled != item.box.size:
             raise ValueError(
                 f"{folder}: tensor {item.key} is incomplete ({filled} of {item.box.size} values at {item.offset}); the "
@@ -142,8 +151,11 @@ def index_from_json(values: dict[str, Any], origin: str) -> Index:
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(f"{origin}: not an index of tensors; the checkpoint is damaged") from None
-    for entry in index.values():
+    for key, entry in index.items():
         for part in entry.parts:
+            numbers = (*entry.shape, *part.box.offset, *part.box.shape)
+            if any(type(number) is not int for number in numbers) or not isinstance(part.file, str):
+                raise ValueError(f"{origin}: a box of {key} is not of whole numbers; the checkpoint is damaged")
             if Path(part.file).name != part.file:
                 raise ValueError(f"{origin}: file name {part.file!r} leaves the checkpoint's folder; refused")
     return index

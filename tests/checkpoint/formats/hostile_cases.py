@@ -270,6 +270,16 @@ def leads_out(folder):
     edit_json(checkpoint(folder) / "index.json", change)
 
 
+def boxes_of_text(index):
+    index["output_layer.weight"]["parts"][0][2] = ["0", "0"]
+
+
+def without_hash(folder):
+    """The file is there, and the index names it."""
+    path = checkpoint(folder) / "manifest.json"
+    edit_json(path, lambda manifest: manifest["files"].pop("tensors_00000.safetensors"))
+
+
 def infinite(folder):
     tensors = load_file(weights_file(folder))
     tensors["output_layer.weight@0,0"][3, 4] = float("inf")
@@ -289,6 +299,11 @@ MEGATRON = {
     ),
     "no weights": (lambda f: weights_file(f).unlink(), ["tensors_00000"]),
     "an index that leads out": (resealed(leads_out), ["../../../other.safetensors"]),
+    "an index to a file that has no hash": (resealed(without_hash), ["tensors_00000.safetensors", "knows nothing"]),
+    "an index of other than numbers": (
+        resealed(lambda f: edit_json(checkpoint(f) / "index.json", boxes_of_text)),
+        ["index.json", "output_layer.weight"],
+    ),
     "a header that lies": (
         resealed(lambda f: edit_safetensors_header(
             weights_file(f), lambda h: h["output_layer.weight@0,0"].update(shape=[1 << 40, 32])

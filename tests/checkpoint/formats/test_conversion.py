@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from converting import CASES, convert_checkpoint, save_filled
+from converting import CASES, convert_checkpoint, save_filled, tensors_of
 from plain_weights import draw
 from safetensors.torch import load_file, save_file
 
+from megachameleon.checkpoint.folder import parse_manifest, write_manifest
 from megachameleon.config import load_config
+from megachameleon.files import NoRoomError, sha256_of
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"shard_bytes": 250_000}
@@ -105,7 +107,7 @@ def test_finished_files_are_not_written_again(ours, tmp_path, monkeypatch):
         return write(path, pieces, tensors)
 
     monkeypatch.setattr(huggingface_sink, "write_safetensors", fail_at_third)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(NoRoomError, match="No space left"):
         convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
     assert not (tmp_path / "hf").exists()
     convert_checkpoint(("megatron", "hf"), ours, tmp_path / "hf", **SMALL)
@@ -158,9 +160,31 @@ def test_values_that_are_not_finite_are_refused(exported, tmp_path):
     tensors = load_file(file)
     tensors[name][3, 4] = float("nan")
     save_file(tensors, file)
+    (folder / "megachameleon.json").unlink()  # with the hash of what was there
     with pytest.raises(ValueError, match=r"1 values of decoder.layers.mlp.linear_fc2.weight@1,0,0 are not finite"):
         convert_checkpoint(("hf", "megatron"), folder, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_weights_of_two_types_lose_nothing(ours, tmp_path):
+    """The first by name is of bf16; all others would be rounded to it."""
+    run = shutil.copytree(ours, tmp_path / "run")
+    (checkpoint,) = run.glob("step_*")
+    index = json.loads((checkpoint / "index.json").read_text())
+    name, file = "decoder.final_layernorm.weight", checkpoint / "tensors_00000.safetensors"
+    tensors = load_file(file)
+    exact = next(values for key, values in tensors.items() if key.startswith("embedding."))
+    tensors |= {key: values.bfloat16() for key, values in tensors.items() if key.startswith(name)}
+    save_file(tensors, file)
+    index[name]["dtype"] = "bfloat16"
+    assert min(index) == name
+    (checkpoint / "index.json").write_text(json.dumps(index))
+    manifest = parse_manifest(checkpoint)
+    for path in (file, checkpoint / "index.json"):
+        manifest.files[path.name].update(size=path.stat().st_size, sha256=sha256_of(path))
+    write_manifest(checkpoint, manifest)
+    found = tensors_of(convert_checkpoint(("megatron", "hf"), run, tmp_path / "hf"))
+    assert torch.equal(found["model.embed_tokens.weight"], exact)
 
 
 def test_large_values_are_finite():

@@ -241,7 +241,8 @@ def test_a_picture_encoder_must_be_whole_and_of_the_vocabulary(changed, tmp_path
     ):
         sink(changed(vq_config={**VQ, "resolution": 32}))
     shutil.rmtree(tmp_path / "changed")
-    for wrong in ({**VQ, "base_channels": "many"}, [["resolution", 64]]):
+    large = {"num_res_blocks": 10**7}, {"base_channels": 2**62}, {"channel_multiplier": [2.0]}
+    for wrong in ({**VQ, "base_channels": "many"}, [["resolution", 64]], *({**VQ, **more} for more in large)):
         with pytest.raises(ValueError, match=r"vq_config is not that of a VQ-GAN"):
             sink(changed(vq_config=wrong))
         shutil.rmtree(tmp_path / "changed")

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Shape
+from megachameleon.checkpoint.formats.dtypes import widest
 from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from megachameleon.files import read_json
 
@@ -87,12 +88,7 @@ def widest_dtype(folder: Path, kinds: set[str]) -> torch.dtype:
     Raises:
         ValueError: a type that weights do not have.
     """
-    if unknown := sorted(kinds - DTYPES.keys()):
-        raise ValueError(f"{folder}: tensors of type {', '.join(unknown)}; only floats are weights")
-    found = {DTYPES[kind] for kind in kinds}
-    if torch.float64 in found:
-        return torch.float64
-    return found.pop() if len(found) == 1 else torch.float32
+    return widest(folder, {str(DTYPES[kind]).removeprefix("torch.") if kind in DTYPES else kind for kind in kinds})
 
 
 def folder_identity(folder: Path, files: set[str]) -> str:

@@ -28,6 +28,8 @@ from megachameleon.tokens.vq.vqgan import CODEBOOK_TENSOR, VQGANConfig, tensor_s
 
 OUR_CODEBOOK = "codebook.codes"
 DECODER = "decoder."
+MOST_CHANNELS, MOST_CODES, MOST_BLOCKS = 1 << 14, 1 << 24, 256
+"""What `vq_config` may say: even to name the tensors of a network that is far larger takes all time and memory."""
 BESIDE = "image_tokenizer"
 """Folder in the export with encoder and decoder, which transformers does not have."""
 SMALLEST: dict[str, Any] = {
@@ -186,6 +188,19 @@ def _shape(path: Path, given: Any) -> VQGANConfig:
     try:
         if not isinstance(given, dict):
             raise TypeError(f"a {type(given).__name__}")
-        return VQGANConfig(**{ours: given[theirs] for theirs, ours in names.items() if theirs in given})
+        config = VQGANConfig(**{ours: given[theirs] for theirs, ours in names.items() if theirs in given})
+        _require_buildable(config)
+        return config
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: vq_config is not that of a VQ-GAN ({error}); copy it again") from None
+
+
+def _require_buildable(config: VQGANConfig) -> None:
+    """Raise ValueError for sizes that no network has; `VQGANConfig` itself trusts whoever makes one."""
+    channels = (config.base_channels, *config.channel_multipliers, config.latent_channels, config.code_dim)
+    numbers = (*channels, config.image_size, config.num_codes, config.num_res_blocks)
+    if wrong := [number for number in numbers if type(number) is not int]:
+        raise ValueError(f"{wrong[0]!r} is not a whole number")
+    blocks = config.num_res_blocks * len(config.channel_multipliers)
+    if max(channels) > MOST_CHANNELS or config.num_codes > MOST_CODES or blocks > MOST_BLOCKS:
+        raise ValueError(f"channels {channels}, {config.num_codes} codes and {blocks} blocks are no network's")

@@ -11,10 +11,12 @@ from megachameleon.checkpoint.boxes import Box, Shape, overlap, within
 from megachameleon.checkpoint.folder import (
     INDEX_FILE,
     MANIFEST_FILE,
+    DamagedCheckpointError,
     read_manifest,
     resolve_checkpoint,
     verify_hashes,
 )
+from megachameleon.checkpoint.formats.dtypes import widest
 from megachameleon.checkpoint.formats.megatron.layout import Place, global_key, global_shapes, places
 from megachameleon.checkpoint.formats.plain import (
     Description,
@@ -60,7 +62,7 @@ class MegatronSource:
         self._by_layer: dict[int, Index] = {}
         self.description = Description(
             model=run.model,
-            dtype=getattr(torch, next(iter(self._index.values())).dtype),
+            dtype=widest(self.checkpoint, {str(entry.dtype) for entry in self._index.values()}),
             origin=self.checkpoint,
             identity=sha256_of(self.checkpoint / MANIFEST_FILE),
             vocabulary=self._manifest.vocabulary,
@@ -84,8 +86,14 @@ class MegatronSource:
     def hashes(self) -> list[KnownHash]:
         """Of all files with weights."""
         names = sorted({part.file for entry in self._index.values() for part in entry.parts})
+        known = self._manifest.files
+        if unlisted := [name for name in names if name not in known]:
+            raise DamagedCheckpointError(
+                f"{self.checkpoint / INDEX_FILE}: names {', '.join(unlisted)}, of which the manifest knows nothing; "
+                "the checkpoint is damaged: copy it again"
+            )
         return [
-            KnownHash(path=self.checkpoint / name, digest=self._manifest.files[name]["sha256"], said_by=MANIFEST_FILE)
+            KnownHash(path=self.checkpoint / name, digest=known[name]["sha256"], said_by=MANIFEST_FILE)
             for name in names
         ]
 
