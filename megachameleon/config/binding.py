@@ -31,6 +31,7 @@ def bind(cls: type[T], values: Any, key: str = "") -> T:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{key or 'configuration'}: expected a mapping, got {values!r}")
+    # Not field.type, which may be text that has yet to be evaluated.
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for name in values:
@@ -64,6 +65,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if value is None and type(None) in args:
             return None
         kinds = [arg for arg in args if arg is not type(None)]
+        # A value that has one of the types keeps it; else the first type is tried, whose error is then told.
         fitting = [kind for kind in kinds if isinstance(kind, type) and isinstance(value, kind)]
         return _convert((fitting or kinds)[0], value, key)
     if dataclasses.is_dataclass(hint):
@@ -94,6 +96,7 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    # To Python True is an int; in a configuration it is a mistake.
     is_bool_for_int = isinstance(value, bool) and hint is not bool
     if isinstance(value, hint) and not is_bool_for_int:
         return value

@@ -15,6 +15,7 @@ def parse_duration(text: str | float, key: str) -> float:
     Raises:
         ValueError: anything else, or nothing; names `key`.
     """
+    # YAML may have read 90 as a number.
     compact = "".join(str(text).lower().split())
     match = _WITH_UNITS.fullmatch(compact) or _CLOCK.fullmatch(compact)
     if re.fullmatch(r"\d+(\.\d+)?", compact):

@@ -18,13 +18,19 @@ class KernelsConfig:
     norm: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"
     """RMSNorm of blocks."""
     qk_norm: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"
+    """Norm of queries and keys."""
     rotary: Literal["auto", "reference", "torch"] = "auto"
+    """RoPE."""
     attention: Literal["auto", "reference", "torch", "transformer_engine"] = "auto"
+    """Scores, softmax and weighted sum, in one kernel where there is one."""
     swiglu: Literal["auto", "reference", "torch", "liger"] = "auto"
+    """Activation of the feed-forward."""
     linear: Literal["auto", "reference", "torch", "apex", "transformer_engine"] = "auto"
     """Matrices of blocks. All but `reference` add the weight's gradient straight to the fp32 sum."""
     loss: Literal["auto", "reference", "torch"] = "auto"
+    """Head, cross entropy and z-loss; all but `reference` never hold the logits of a whole micro-batch."""
     optimizer: Literal["auto", "reference", "torch", "apex", "transformer_engine"] = "auto"
+    """Adam's update."""
     fp8: Float8 = "none"
     """Precision of the blocks' matrix products. `te_*` are recipes of Transformer Engine: scales from earlier
     micro-batches, or from each tensor. `scaled_mm` is torch's own, with a scale for each row; weight gradients stay in
@@ -66,6 +72,7 @@ class KernelsConfig:
             raise ValueError(f"{name}: {value} goes with training.precision=bf16, not fp32")
 
     def _require_sides_of_sixteen(self, model: ModelConfig, parallel: ParallelConfig) -> None:
+        # cuBLAS multiplies FP8 in sides of 16 only, whoever calls it.
         split = parallel.tensor_parallel
         queries, keys = (n * model.head_dim for n in (model.num_attention_heads, model.num_query_groups))
         sides = {

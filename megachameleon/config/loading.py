@@ -55,6 +55,7 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     base = values.pop(EXTENDS, None)
     if base is None:
         return values
+    # A path is meant from the file that names it, not from where the program was started.
     beside = Path(source).parent / str(base)
     return _merge(_read(str(beside) if beside.is_file() else str(base), (*seen, source)), values)
 
@@ -93,6 +94,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # PyYAML takes the last of them without a word.
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
             raise yaml.YAMLError(f"key {twice!r} is given twice, at line {node.start_mark.line + 1} and below")

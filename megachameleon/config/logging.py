@@ -19,11 +19,15 @@ class DrawingConfig:
     """Pictures drawn at every validation."""
 
     prompts: tuple[str, ...] = ()
+    """One picture for each; empty: nothing is drawn."""
     temperature: float = 0.7
+    """Of sampling codes; this and `guidance` are Chameleon's own."""
     top_p: float = 0.9
+    """Codes are drawn from the likeliest ones that have this share together."""
     guidance: float = 3.0
     """Classifier-free guidance scale; 1 turns it off."""
     seed: int = 0
+    """Of the draws; the same at each validation, so that pictures can be compared."""
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""
@@ -72,6 +76,7 @@ class LoggingConfig:
     """Where metrics go besides the terminal and metrics.jsonl."""
 
     tensorboard: bool = True
+    """Write event files into the output folder."""
     wandb: WandbConfig | None = None
     """Weights & Biases, if it is to be used."""
     mlflow: MlflowConfig | None = None
@@ -81,6 +86,7 @@ class LoggingConfig:
     price_per_gpu_hour: float = 0.0
     """In any currency; 0 where nothing is to be said of cost."""
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    """What is drawn at validations."""
     monitors: tuple[MonitorName, ...] = (
         "step_times",
         "output_norm",
@@ -92,6 +98,7 @@ class LoggingConfig:
     )
     """What is measured inside the step: `step_times` and `output_norm` at each, the others every `monitor_every`."""
     monitor_every: int = 100
+    """Steps between measurements of the dearer monitors, which make such a step longer by about an eighth on a CPU."""
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""

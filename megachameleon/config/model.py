@@ -11,8 +11,11 @@ class ModelConfig:
     vocab_size: int = 65_536
     """Ids of the mixed-modal vocabulary; must equal the tokenizer's."""
     num_layers: int
+    """Blocks."""
     hidden_size: int
+    """Width of hidden states."""
     num_attention_heads: int
+    """Heads of queries."""
     num_query_groups: int
     """Key/value heads; equal to `num_attention_heads` for multi-head attention."""
     ffn_hidden_size: int
@@ -28,9 +31,11 @@ class ModelConfig:
     qk_norm_groups: int = 1
     """Contiguous groups of heads with an affine of their own: 1 for the 7B, 4 for the released 34B."""
     rope_theta: float = 10_000.0
+    """Base of RoPE's frequencies."""
     dropout: float = 0.0
     """After attention and after feed-forward, just before the residual addition."""
     embedding_dropout: float = 0.0
+    """After the embedding; Chameleon has none."""
     init_std: float = 0.02
     """Standard deviation of initial weights; the paper states none."""
     depth_scaled_init: bool = True
@@ -45,6 +50,7 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Number of parameters, embeddings and head included."""
         h, key_value = self.hidden_size, self.num_query_groups * self.head_dim
+        # Vectors of the head dimension: weight and bias, for queries and for keys.
         qk_norm = {"layernorm": 4, "rmsnorm": 2, "none": 0}[self.qk_norm] * self.qk_norm_groups * self.head_dim
         layer = 2 * h * h + 2 * h * key_value + 3 * h * self.ffn_hidden_size + 2 * h + qk_norm
         return 2 * self.vocab_size * h + self.num_layers * layer + h
@@ -57,6 +63,7 @@ class ModelConfig:
                 raise ValueError(f"model.{name}: {getattr(self, name)} must be at least 1")
         _require_divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         _require_divides("num_attention_heads", self.num_attention_heads, "num_query_groups", self.num_query_groups)
+        # Keys are normed in as many groups as queries, and there are fewer heads of keys.
         if self.num_query_groups % self.qk_norm_groups:
             works = [n for n in range(1, self.num_query_groups + 1) if self.num_query_groups % n == 0]
             raise ValueError(

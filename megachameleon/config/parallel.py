@@ -91,6 +91,7 @@ class ParallelConfig:
         """
         if self.virtual_pipeline_parallel == 1 or num_micro_batches % self.pipeline_parallel == 0:
             return
+        # The global batch grows by this for each further round of the pipeline.
         unit = global_batch_size // num_micro_batches * self.pipeline_parallel
         raise ValueError(
             f"parallel.virtual_pipeline_parallel: {self.virtual_pipeline_parallel} needs micro-batches in multiples of "
@@ -113,6 +114,7 @@ class ParallelConfig:
     def _validate_sequence(self, sequence_length: int) -> None:
         if self.sequence_parallel and self.tensor_parallel == 1:
             raise ValueError("parallel.sequence_parallel: needs tensor_parallel of 2 or more; set it to false")
+        # A context rank holds two equal pieces, and tensor ranks divide what it holds.
         context, tensor = self.context_parallel, self.tensor_parallel if self.sequence_parallel else 1
         unit = tensor if context == 1 else context * math.lcm(2, tensor)
         if sequence_length % unit:

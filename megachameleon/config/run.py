@@ -66,6 +66,7 @@ class RunConfig:
             shared = self.parallel.context_parallel
             shared *= self.parallel.tensor_parallel if self.parallel.sequence_parallel else 1
             rows = self.data.sequence_length * self.training.micro_batch_size // shared
+            # Transformer Engine's FP8 products: rows in eights, sides in sixteens (see KernelsConfig).
             if rows % 8:
                 raise ValueError(
                     f"kernels.fp8: {fp8} multiplies 8 n rows only, and data.sequence_length x "

@@ -12,14 +12,19 @@ class OptimizerConfig:
     lr: float = 1e-4
     """Peak learning rate."""
     min_lr: float = 0.0
+    """Learning rate at the last step."""
     beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
     beta2: float = 0.95
+    """Decay of Adam's mean of squared gradients."""
     eps: float = 1e-5
+    """Added to the root of the latter; a thousand times torch's default."""
     weight_decay: float = 0.1
     """Applied to matrices only, never to norms and biases."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     warmup_steps: int = 4_000
+    """Steps in which the rate rises from 0 to `lr`."""
     decay: Literal["exponential", "cosine", "linear", "constant"] = "exponential"
     """`exponential` falls from 1 to exactly 0 as 2 * 0.5^r - 1; the paper only says "exponential decay to 0"."""
 
@@ -50,9 +55,11 @@ class TrainingConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the hardware multiplies it natively, else fp32. Master weights are fp32 either way."""
     seed: int = 1234
+    """Of initial weights, of dropout and of the order of samples."""
     z_loss: float = 1e-5
     """Weight of the squared log-partition in the loss."""
     log_every: int = 10
+    """Steps between lines at the terminal and points in dashboards; metrics.jsonl has every step."""
     validate_every: int = 1_000
     """Steps between validations; 0 turns them off."""
     validation_samples: int = 256
