@@ -29,7 +29,9 @@ class StepLimits:
     """The largest values with which a step may update the weights."""
 
     loss: float = float("inf")
+    """Nats per token."""
     grad_norm: float = float("inf")
+    """Before clipping."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,7 @@ class Agreement:
     loss: float = 0.0
     """The largest of all ranks; they differ by rounding only, unless something is broken."""
     grad_norm: float = 0.0
+    """The largest as well, before clipping."""
     sums: tuple[float, ...] = ()
     """Those behind the loss, of the rank that has it."""
     busy_seconds: tuple[float, ...] = ()
@@ -62,6 +65,7 @@ def gather_signs(own: OwnSigns, sums: Tensor, grad_norm: Tensor, context: Parall
     """
     said = torch.tensor([float(own.stop), own.busy_seconds], dtype=torch.float64)
     mine = torch.cat((said.to(context.device, non_blocking=True), grad_norm.double()[None], sums))
+    # On the device: the update must not wait for the host to look at it.
     table = torch.empty(context.world_size * NUM_SIGNS, dtype=torch.float64, device=context.device)
     dist.all_gather_into_tensor(table, mine)
     return table.view(context.world_size, NUM_SIGNS)
@@ -70,6 +74,7 @@ def gather_signs(own: OwnSigns, sums: Tensor, grad_norm: Tensor, context: Parall
 def refuses_update(table: Tensor, limits: StepLimits) -> Tensor:
     """Whether the update must be left out, bool [] on the device. NaN is refused, since it is not below any limit."""
     grad_norm, sums = table[:, 2], table[:, 3:]
+    # A batch may have no label: at least 1.
     loss = sums[:, :2].sum(1) / sums[:, -2:].sum(1).clamp(min=1)
     sound = loss.isfinite() & grad_norm.isfinite() & (loss <= limits.loss) & (grad_norm <= limits.grad_norm)
     return ~sound.all()
@@ -79,6 +84,7 @@ def read_agreement(values: Sequence[float]) -> Agreement:
     """From the flattened table, on the host."""
     rows = [values[start : start + NUM_SIGNS] for start in range(0, len(values), NUM_SIGNS)]
     stop_rank, stop = next(((rank, int(row[0])) for rank, row in enumerate(rows) if row[0]), (0, 0))
+    # The same formulas as in `refuses_update`: what is said must be what the device has decided.
     losses = [(row[3] + row[4]) / max(row[-2] + row[-1], 1) for row in rows]
     worst = _largest(losses)
     return Agreement(
@@ -113,4 +119,5 @@ def why_skipped(agreement: Agreement, limits: StepLimits) -> str | None:
 
 def _largest(values: Sequence[float]) -> int:
     """Where the first NaN stands, else the first of the largest."""
+    # Only a NaN differs from itself.
     return next((i for i, value in enumerate(values) if value != value), values.index(max(values)))

@@ -36,11 +36,15 @@ class TrainingData:
     """All that a run reads."""
 
     train: BlendedSamples | MegatronSamples
+    """Positions of the run to samples."""
     datasets: dict[str, PackedDataset]
     """Of training, by name."""
     validation: dict[str, FirstSamples]
+    """By name."""
     vocabulary: Vocabulary
+    """Of the text tokenizer that the configuration names, and of all shards."""
     tokenizers: Tokenizers
+    """Fingerprints of those that made the shards."""
 
 
 def open_data(data: DataConfig, training: TrainingConfig) -> TrainingData:
@@ -96,6 +100,7 @@ def training_batches(
     Under context parallelism they hold this rank's part of each sequence, but the document ids of all of it.
     """
     for micro_batch in range(num_micro_batches):
+        # However many ranks there are, a step reads the same positions: they are dealt out in order.
         first = start + (micro_batch * context.data_parallel + context.data_rank) * micro_batch_size
         batch = samples.batch(range(first, first + micro_batch_size))
         yield to_device(own_part(to_tensors(batch), context), context.device)
@@ -110,6 +115,7 @@ def validation_batches(
     class Padded:
         def batch(self, positions: Sequence[int], /) -> Sample:
             batch = samples.batch([min(position, last) for position in positions])
+            # Their labels count nothing; the pipeline only needs some input of the right shape.
             batch.loss_mask[[position > last for position in positions]] = 0
             return batch
 
@@ -133,6 +139,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch to the device that computes."""
     if device.type == "cpu":
         return batch
+    # Pinned, since from other memory a copy does not run beside computation.
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 

@@ -58,6 +58,7 @@ class Checkpointer:
         """The newest that became visible; on the main process."""
         self.waited = 0.0
         """Seconds for which the newest `save` held training up."""
+        # A token of this start, so that no leftover of another can be taken for a folder of ours.
         self._owner = self._agree(new_owner())
         self._attempts = 0
         self._versions = versions() if context.is_main else {}
@@ -101,6 +102,7 @@ class Checkpointer:
             self._writer.wait()
         self.waited = time.perf_counter() - start
         self._collect()
+        # Only the main process knows that it became visible; the others must not go on before.
         if not asynchronous:
             self.context.barrier()
 
@@ -131,6 +133,7 @@ class Checkpointer:
             ValueError: there are checkpoints but none is whole, one is of another format, or a rank does not see it.
         """
         self.wait()
+        # Only the main process lists, so that a slow file system cannot show ranks different folders.
         names, lost = self._agree(self._list() if self.context.is_main else ([], ""))
         checkpoint = self._first_whole(names)
         if checkpoint is not None and self.context.is_main:
@@ -203,6 +206,7 @@ class Checkpointer:
         missing = max(kept - len(complete_checkpoints(self.folder)), 1)
         more = "1 more checkpoint" if missing == 1 else f"{missing} more checkpoints"
         require_free_space(self.folder, size * missing, f"writing {more} ({kept} at a time)")
+        # Ranks divide the state evenly, and each copies its share.
         needed, free = size * ranks_on_host // self.context.world_size, available_memory()
         if self.config.checkpoint.asynchronous and free is not None and needed > free:
             raise ValueError(
@@ -328,6 +332,7 @@ class Checkpointer:
         """
         found: list[Any] = [None] * self.context.world_size
         dist.all_gather_object(found, examine(checkpoint, self.context))
+        # Unusable before damaged: while a rank cannot read at all, nothing is set aside.
         for kind, text in sorted(filter(None, found), key=lambda item: item[0] == "damaged"):
             if kind == "damaged":
                 return text

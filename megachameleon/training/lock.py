@@ -25,6 +25,7 @@ def run_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
         ValueError: another process trains in this folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Not "w", which would erase who holds it before the lock is ours.
     with (folder / LOCK_FILE).open("a+") as file:
         if not _take(file, folder, patience):
             yield
@@ -42,6 +43,7 @@ def _take(file: TextIOWrapper, folder: Path, patience: float) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
+        # Another holds it; any other OSError says that this file system has no locks.
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"

@@ -23,13 +23,17 @@ class LossReport:
     loss: float
     """Negative log-likelihood over text and pictures, nats per token."""
     loss_text: float
+    """Of tokens whose label is text; NaN where a batch has none."""
     loss_image: float
-    """NaN where a batch has no tokens of the modality."""
+    """Of picture codes; NaN where a batch has no tokens of the modality."""
     log_z: float
     """Mean log-partition; its growth precedes divergence (arXiv 2405.09818, section 2.3)."""
     log_z_squared: float
+    """Mean of its square, which the z-loss keeps down."""
     num_tokens: int
+    """Labels that count."""
     num_image_tokens: int
+    """Those among them that are picture codes."""
 
 
 def forward_step(
@@ -69,6 +73,7 @@ def reduce_sums(outputs: list[dict[str, Tensor]], context: ParallelContext) -> T
         sums = torch.stack([output["sums"] for output in outputs]).sum(0)
         dist.all_reduce(sums, group=context.groups.dp_cp)
     else:
+        # To be filled by the broadcast: only the last stage has seen the loss.
         sums = torch.zeros(6, dtype=torch.float64, device=context.device)
     if context.config.pipeline_parallel > 1:
         dist.broadcast(sums, src=context.last_stage_rank, group=context.groups.pp)

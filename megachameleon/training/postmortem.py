@@ -46,11 +46,15 @@ class Record:
     host: str
     pid: int
     kind: Kind
+    """Of an error of its own, without progress, or for want of a partner."""
     step: int
+    """Whole steps that it had done."""
     state: str
+    """What it was doing; see `pulse.State`."""
     time: float
     """Seconds since 1970."""
     message: str
+    """The error, or where it hung, in one line."""
     waiting: bool = False
     """Of a hung one: whether it was waiting for others."""
 
@@ -84,6 +88,7 @@ class PostMortem:
         """
         told = self._explain(error)
         self._told = "".join(f"{note}: " for note in getattr(told, "__notes__", ())) + describe_error(told)
+        # From here on the watching thread allows LEAVE_SECONDS, for closing groups may hang.
         self.pulse.enter("failed")
         return told
 
@@ -120,6 +125,7 @@ class PostMortem:
         sys.stderr.write(f"error: {line}\n")
         sys.stderr.flush()
         self.pulse.close("failed", reason=line)
+        # The main thread may be stuck in C++, where no exception reaches it.
         os._exit(1)
 
     def find_cause(self) -> str | None:
@@ -148,6 +154,7 @@ class PostMortem:
         for peer in self.peers:
             if peer.rank in spoke:
                 continue
+            # Process numbers mean nothing on another host.
             if peer.host == self.pulse.me.host and (gone := what_became_of(peer.pid)):
                 return f"{peer} {gone}; this one is {self._when()}"
             if waited > PATIENCE_SECONDS - 1 and self._age(peer) > 2.2 * PULSE_SECONDS:
@@ -239,6 +246,7 @@ def what_became_of(pid: int) -> str | None:
     """None if a process of this machine runs; one that has ended and is not yet collected does not."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # Before it stands the program's name in brackets, which may hold spaces and brackets itself.
         state = text.rpartition(")")[2].split()[0]
     except OSError:
         state = "X"

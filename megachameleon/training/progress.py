@@ -10,7 +10,9 @@ class SkippedSamples:
 
     first: int
     last: int
+    """Left out as well."""
     reason: str
+    """In words, as it was logged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,7 @@ class Progress:
     consumed_samples: int = 0
     """Position in the blend."""
     skipped: tuple[SkippedSamples, ...] = ()
+    """In the order in which they were met."""
     rollbacks: int = 0
     """In the whole run; two to the same checkpoint leave one entry in `skipped`."""
     lr_factor: float = 1.0

@@ -36,7 +36,9 @@ class Peer:
 
     rank: int
     host: str
+    """Name of its machine."""
     pid: int
+    """Process number there."""
     stage: int = 0
     """Of the pipeline; processes of one stage have the same work."""
 
@@ -102,6 +104,7 @@ class Pulse:
         self.facts.update(facts)
         self.enter(state)
         self._closing.set()
+        # It may be that thread that closes, and a thread cannot wait for itself.
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._write_all()
@@ -112,6 +115,7 @@ class Pulse:
         while not self._closing.wait(period):
             now = time.monotonic()
             if now - woke_at > period + SUSPENDED_SECONDS:
+                # The clock went on, the process did not: that time is no lack of progress.
                 self._progress_at += now - woke_at
             woke_at = now
             if seconds := self.stalled_for():
@@ -134,6 +138,7 @@ class Pulse:
         # JSON knows neither NaN nor infinity, and who watches from outside may read it strictly.
         unreal = [name for name, value in self.facts.items() if isinstance(value, float) and not math.isfinite(value)]
         return {
+            # Of the last progress, not of writing: a loop that is stuck must not look alive.
             "time": round(time.time() - idle, 3),
             "state": self.state,
             "step": self.step,

@@ -43,6 +43,7 @@ def roll_back(trainer: "Trainer", event: "StepEvent", verdict: Verdict) -> None:
             "or checkpoint.keep_last higher"
         )
     trainer.checkpointer.delete_after(step_of(checkpoint))  # only now, when it is known to be whole
+    # Now, since loading puts the checkpoint's progress in the place of ours.
     rollbacks, end = trainer.progress.rollbacks + 1, event.samples[1]
     lr_factor = trainer.progress.lr_factor * verdict.lr_scale
     trainer.load(checkpoint)

@@ -49,6 +49,7 @@ def train(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, listener: Listener, pulse: Pulse) -> None:
+    # Imported here: torch takes seconds, and signals are listened to by now.
     from megachameleon.parallel.context import parallel_context
     from megachameleon.training.batches import open_data
     from megachameleon.training.postmortem import PostMortem
@@ -66,6 +67,7 @@ def _train(config: RunConfig, listener: Listener, pulse: Pulse) -> None:
 
         try:
             callbacks = build_callbacks(config)
+            # Only one process of a run can hold it; the others wait for that one when they join.
             with run_lock(folder, _lock_patience(config)) if context.is_main else nullcontext():
                 post_mortem.join(context)
                 pulse.publish(folder)

@@ -36,7 +36,9 @@ class TrainingState:
     model: Chunks
     """This process's part of the model, wrapped: one chunk, or several under the interleaved schedule."""
     optimizer: Any
+    """megatron-core's, over `model`."""
     schedule: Any
+    """megatron-core's OptimizerParamScheduler; see `set_learning_rate`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +47,15 @@ class StepReport:
 
     losses: LossReport
     grad_norm: float
+    """L2 over all parameters, of the mean loss, before clipping."""
     lr: float
+    """Of this step's update."""
     skipped: str | None = None
     """Why weights and moments were left as they were; None if they were updated."""
     monitors: dict[str, float] = field(default_factory=dict)
     """What the monitors measured, by name; empty at steps at which they rest."""
     agreement: Agreement = field(default_factory=Agreement)
+    """What all ranks said of the step."""
 
 
 def train_step(
@@ -92,11 +97,13 @@ def train_step(
     sums = _run_schedule(state.model, batches, num_micro_batches, config, context, clock, forward_only=False)
     for monitor in monitors:
         monitor.after_backward(state)
+    # Before the update, so that the first one has a rate above zero.
     lr = set_learning_rate(state.schedule, step + 1, lr_factor)
     table = _update(state, config, context, sums, own, limits)
     for monitor in monitors:
         monitor.after_update(state)
     measured, sizes = reduce_monitors(monitors, context)
+    # The only wait for the device in a step: all that the host wants to know is in one tensor.
     values = torch.cat((table.flatten(), measured)).tolist()
     agreement = read_agreement(values[: table.numel()])
     return StepReport(  # from the table alone, so that ranks agree even if one of them computes nonsense
@@ -180,6 +187,7 @@ def _run_schedule(
     """Let megatron-core's schedule drive micro-batches through this process's pipeline stage; sums for the report."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    # Under the interleaved schedule each chunk reads the same micro-batches by an iterator of its own.
     outputs = get_forward_backward_func()(
         forward_step_func=partial(
             forward_step,

@@ -59,6 +59,7 @@ def listen() -> Iterator[Listener]:
         yield listener
         return
     reading, writing = os.pipe()
+    # set_wakeup_fd takes no other: a full pipe must not stop a signal handler.
     os.set_blocking(writing, False)
     before = {number: signal.signal(number, listener.handle) for number in SIGNALS}
     woken_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -70,6 +71,7 @@ def listen() -> Iterator[Listener]:
         signal.set_wakeup_fd(woken_before, warn_on_full_buffer=False)
         for number, handler in before.items():
             signal.signal(number, handler)
+        # The reading thread finds the end of the pipe and returns.
         os.close(writing)
         thread.join()
         os.close(reading)
@@ -90,6 +92,7 @@ def _end_when_repeated(pipe: int) -> None:
         for number in numbers:
             now = time.monotonic()
             if number in SIGNALS and now - first.setdefault(number, now) > SAME_REQUEST_SECONDS:
+                # Not print: the main thread may be stuck while it holds the lock of stderr.
                 os.write(2, f"second {signal.Signals(number).name}: ended at once, nothing saved\n".encode())
                 os._exit(128 + number)
 
@@ -169,6 +172,7 @@ class StopRequests:
 
     def __init__(self, folder: Path, *, is_main: bool, max_duration: float | None, listener: Listener) -> None:
         self.listener = listener
+        # By one clock for all, or ranks would find at different steps that the time is up.
         self.limit = TimeLimit(max_duration if is_main else None)
         self.file = StopFile(folder)
         self._is_main = is_main

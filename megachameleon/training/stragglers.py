@@ -60,6 +60,7 @@ class StragglerWatch:
     def __init__(self, peers: Sequence[Peer], *, factor: float, window: int) -> None:
         """Args: what counts as slow, in times the others' median (0: nothing does), and the steps of a window."""
         self.peers, self.factor, self.window = peers, factor, window
+        # Stages have different work: one with the head is not slow for taking longer.
         stages = np.array([peer.stage for peer in peers], dtype=np.int64)
         self._alike = [np.flatnonzero(stages == stage) for stage in np.unique(stages)]
         self._rows: list[Sequence[float]] = []

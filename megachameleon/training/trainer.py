@@ -95,6 +95,7 @@ class Trainer:
         self.monitors = build_monitors(self)
         self._leave_if_asked()
         self._resume()
+        # What was just loaded need not be saved again.
         self._saved_step = self.step
         self._clock = ForwardClock(context.device)
         self._busy_seconds = 0.0
@@ -145,6 +146,7 @@ class Trainer:
             stop = event.report.agreement.stop
             if self._judge(event):
                 continue
+            # Before a validation: where the time is short, the checkpoint matters.
             if stop or self._due(self.config.checkpoint.every):
                 self._save()
             if self._due(self.config.training.validate_every) and not stop:
@@ -299,6 +301,7 @@ class Trainer:
     def _build(self) -> TrainingState:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         config = self.config
+        # Weights are drawn on the CPU and then moved: the same numbers on every device.
         decoders = build_chunks(
             config.model, config.parallel, self.kernels, self.context.groups, dtype=dtype, seed=config.training.seed
         )
@@ -324,6 +327,7 @@ class Trainer:
         manifest = read_manifest(checkpoint)
         saved = saved_vocabulary(checkpoint, manifest)
         saved.require_same(self.data.vocabulary, f"checkpoint {checkpoint}", "data.tokenizer")
+        # Of what was consumed only: what a later stage will draw may be changed.
         history = self.data.train.history(manifest.consumed_samples)
         if manifest.data_fingerprint != history:
             raise ValueError(

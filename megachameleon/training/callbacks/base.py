@@ -19,6 +19,7 @@ class StepEvent:
     step: int
     """Optimizer steps done, this one included."""
     report: StepReport
+    """The same on all ranks."""
     seconds: float
     """Wall time of the step."""
     samples: tuple[int, int]
@@ -26,6 +27,7 @@ class StepEvent:
     tokens: int
     """Sequence positions read since the start of the run, by all ranks."""
     tokens_per_second: float
+    """Of all ranks together."""
     memory_bytes: int
     """Peak memory of this process."""
 

@@ -20,6 +20,7 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         ValueError: a service is configured whose package is not installed, or drawings cannot be made.
     """
     folder, logging = Path(config.output_dir), config.logging
+    # First in the list: the others show the values that it fills.
     throughput = Throughput()
     callbacks: list[Callback] = [throughput, MetricsFile(throughput, folder), Terminal(throughput)]
     if logging.tensorboard:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 ROOM = 1_000
+"""Calls that may wait; behind them new ones are dropped, since memory is not for a service that is away."""
 
 
 class Courier:
@@ -22,6 +23,7 @@ class Courier:
         self.name, self.patience = name, patience
         self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(ROOM)
         self._warned = False
+        # A daemon, so that a service that hangs cannot keep a finished run from ending.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 

@@ -64,6 +64,7 @@ class MetricsFile(Callback):
 
     def _append(self, trainer: "Trainer", values: dict[str, Any]) -> None:
         if trainer.context.is_main:
+            # JSON knows neither NaN nor infinity, and Python would write them all the same.
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             with self._no_room_named(), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")

@@ -90,6 +90,7 @@ class MLflow(ScalarLog):
             self.run_id = run.info.run_id
             client.log_dict(self.run_id, settings, "config.json")
         else:
+            # An earlier life has marked it as ended.
             client.update_run(self.run_id, status="RUNNING")
         self._client = client
 

@@ -17,11 +17,15 @@ class PanelState:
 
     title: str
     step: int
+    """Optimizer steps done."""
     num_steps: int
+    """Of the whole run."""
     values: dict[str, float] = field(default_factory=dict)
     """Of the newest step, by the names of metrics.jsonl."""
     validation: str = ""
+    """The newest losses, in one line; empty: none yet."""
     checkpoint: str = ""
+    """The newest, and where it is; empty: none yet."""
     warnings: deque[str] = field(default_factory=lambda: deque(maxlen=4))
     """The newest ones."""
 

@@ -61,6 +61,7 @@ class Throughput(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on; a roll-back takes back what was useful, not what has passed."""
         self._useful = state["useful"]
+        # Else it is a roll-back in this very process: its clock goes on.
         if self._started is None:
             self._begun, self._held = state["begun"], state["held"]
 

@@ -79,7 +79,7 @@ class WeightsAndBiases(ScalarLog):
             entity=self.config.entity or None,
             name=self.config.name or self.folder.name,
             id=self.run_id,
-            resume="allow",
+            resume="allow",  # begins the run, or goes on in it if W&B knows the id
             mode=self.config.mode,
             dir=str(self.folder),
             config=settings,

@@ -50,6 +50,7 @@ class EarlyWarning(Guard):
         if not found:
             return Verdict()
         action: Action = "continue" if self.policy == "log" else self.policy
+        # The growth is that old at least: it had to fill the median, and then to last.
         since = max(event.step - SMOOTHED - LASTING, 1)
         reason = f"early warning at step {event.step}: {', '.join(found)}; such growth precedes divergence"
         return Verdict(action=action, reason=reason, since=since, lr_scale=LR_SCALE)

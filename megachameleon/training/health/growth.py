@@ -42,6 +42,7 @@ class GrowthTrend:
         self.past.append(fmean(self.pending))
         self.pending = []
         if len(self.past) == MOST_ENTRIES:
+            # All entries stand for as many measurements, so the mean of two means is that of all.
             self.past = [(a + b) / 2 for a, b in zip(self.past[::2], self.past[1::2], strict=True)]
             self.span *= 2
 

@@ -18,6 +18,7 @@ class Verdict:
     """What a guard wants after a step."""
 
     action: Action = "continue"
+    """What is to be done; of several guards the gravest wins."""
     reason: str = ""
     """Empty: nothing to say. Otherwise it is logged as it is, whatever the action, so it names the step."""
     since: int | None = None

@@ -106,6 +106,7 @@ class SpikeGuard(Guard):
         loss = upper_limit(self.losses, deviations, LEAST_LOSS_DEVIATION * abs(median(self.losses)))
         # Gradient norms vary by factors, not by amounts: their logarithms are what is about normal.
         log_norm = upper_limit([math.log(norm) for norm in self.grad_norms], deviations, LEAST_NORM_DEVIATION)
+        # exp of more than 709 overflows.
         return StepLimits(loss=loss, grad_norm=math.exp(min(log_norm, 700.0)))
 
     def _accept(self, event: "StepEvent") -> None:
@@ -114,7 +115,9 @@ class SpikeGuard(Guard):
         if math.isnan(loss):  # a batch without a label: a NaN in the window would refuse all steps after it
             return
         self.losses = [*self.losses, loss][-self.config.spike_window :]
+        # A norm of 0 has no logarithm.
         self.grad_norms = [*self.grad_norms, max(norm, 1e-30)][-self.config.spike_window :]
+        # That of the next step's last sample: for other data the window is no measure.
         stage = bisect_right(self.stage_ends, event.samples[1] + self.batch_size - 1)
         if stage != self.stage:
             self._forget()

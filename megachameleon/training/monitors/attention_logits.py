@@ -54,6 +54,7 @@ class AttentionLogits(Monitor):
         for layer in range(self._maxima.size(0)):
             *norms, sampled = maxima[layer * width : (layer + 1) * width]
             queries, keys = norms[: self.num_heads], norms[self.num_heads :]
+            # Each key head serves a run of query heads.
             bound = max(query * keys[head * self.num_keys // self.num_heads] for head, query in enumerate(queries))
             report[f"attention_logit_bound/{layer}"] = self.scale * bound
             if sampled > -math.inf:
@@ -96,6 +97,7 @@ class AttentionLogits(Monitor):
         queries = attention.kernels.rotary(query[rows], cos[rows], sin[rows]).float()
         keys = attention.kernels.rotary(key, *inputs.key_rotary).float()
         if group.size() > 1:
+            # The few queries travel to the keys, not all keys to them.
             gathered = queries.new_empty(group.size() * queries.size(0), *queries.shape[1:])
             dist.all_gather_into_tensor(gathered, queries.contiguous(), group=group)
             queries = gathered

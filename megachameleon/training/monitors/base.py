@@ -48,6 +48,7 @@ def reduce_monitors(monitors: Sequence[Monitor], context: "ParallelContext") -> 
     sums = [_or(monitor.sums(), empty) for monitor in monitors]
     maxima = [_or(monitor.maxima(), empty) for monitor in monitors]
     all_sums, all_maxima = torch.cat([empty, *sums]), torch.cat([empty, *maxima])
+    # At a step all ranks are idle alike: a message that only some of them send would hang.
     if all_sums.numel():
         dist.all_reduce(all_sums)
     if all_maxima.numel():

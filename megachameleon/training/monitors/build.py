@@ -35,4 +35,5 @@ def build_monitors(trainer: "Trainer") -> list[Monitor]:
         "update_ratios": lambda: UpdateRatios(watch, groups, state.optimizer, every),
         "picture_codes": lambda: PictureCodes(watch, trainer.data.vocabulary, every),
     }
+    # The watch is first, since the others ask it what they see.
     return [watch, *(makers[name]() for name in logging.monitors)]

@@ -41,6 +41,7 @@ class ForwardWatch(Monitor):
         self._modality: Tensor | None = None
         for decoder in self.decoders:
             decoder.register_forward_pre_hook(self._enter, with_kwargs=True)
+            # Also after an error, or it would take what comes next for a part of this pass.
             decoder.register_forward_hook(self._leave, always_call=True)
 
     def begin(self, step: int) -> None:
@@ -98,7 +99,7 @@ class ForwardWatch(Monitor):
         self._targets = named.get("targets") if self._measuring else None
         self._modality = None
         if self.inside:
-            self.document_ids = arguments[2]
+            self.document_ids = arguments[2]  # as in Decoder.forward
             if decoder.post_process:
                 self.num_tokens += self.own_modality().sum()
 

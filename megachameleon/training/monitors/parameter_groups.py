@@ -44,6 +44,7 @@ class ParameterGroups:
         """
         replicas = self.context.groups.dp_cp
         for held in own_share(held_states(optimizer), replicas.rank(), replicas.size()):
+            # Set by megatron-core on what is divided over tensor ranks.
             split = getattr(held.parameter, "tensor_model_parallel", False)
             if (split or self.context.tensor_rank == 0) and held.stop > held.start:
                 yield self._group_of[id(held.parameter)], held

@@ -92,6 +92,7 @@ class StepTimes(Monitor):
             self._spans.append(("forward", self._forward_begins, self._mark()))
             self._forward_begins = None
             if output.requires_grad:
+                # Not a backward hook of the module, which would put nodes of its own into the graph.
                 output.register_hook(self._backward_begins)
 
     def _backward_begins(self, grad: Tensor) -> None:

@@ -67,11 +67,13 @@ class UpdateRatios(Monitor):
         settings = {}
         counts = list(self._counts())
         made = [count != before for count, before in zip(counts, self._updates_before, strict=True)]
+        # By address: what is held are views, other objects than the tensors in Adam's state.
         places = {
             state["exp_avg"].data_ptr(): (group, number)
             for number, (group, state) in enumerate(_states(self.optimizer))
         }
         for held in held_states(self.optimizer):
+            # An empty range has no address of its own.
             if held.stop > held.start:
                 group, number = places[held.tensors["exp_avg"].data_ptr()]
                 settings[id(held.parameter)] = (group, counts[number], made[number])
@@ -98,6 +100,7 @@ def _squares(held: HeldState, settings: dict[str, Any], count: Any, made: Any) -
     if weights is None:
         weights = held.parameter.detach().view(-1)[held.start : held.stop]
     moment, square = held.tensors["exp_avg"], held.tensors["exp_avg_sq"]
+    # AdamW backwards: weights after it are (1 - decay) times those before, less the step.
     step = (square.sqrt() / (1 - beta2**count) ** 0.5).add_(settings["eps"]).reciprocal_()
     step.mul_(moment).mul_(rate / (1 - beta1**count))
     before = weights.add(step).div_(1 - decay)
