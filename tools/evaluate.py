@@ -87,6 +87,7 @@ def loss(arguments: argparse.Namespace) -> None:
         is_main = loaded.context.is_main
     if not is_main:
         return
+    # JSON has no NaN, which a modality without labels has
     losses = {name: {k: v if math.isfinite(v) else None for k, v in report.items()} for name, report in reports.items()}
     _write_report(arguments.output / "losses.json", info, {"losses": losses})
     for name, report in reports.items():
@@ -124,6 +125,7 @@ def _print_groups(groups: Iterable[dict[str, Any]], measures: tuple[str, ...]) -
 
 
 def _datasets(pairs: list[str]) -> dict[str, Path]:
+    # at the first "=", for paths may have more
     named = dict(pair.partition("=")[::2] for pair in pairs)
     for name, path in named.items():
         if not name or not path:

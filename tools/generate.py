@@ -31,9 +31,11 @@ def main(arguments: argparse.Namespace) -> None:
     prompts = _prompts(arguments)
     info = read_checkpoint_info(arguments.checkpoint)
     text = load_text_tokenizer(info, arguments.tokenizer)
+    # an image tokenizer need not be there for text alone
     needs_pictures = settings.modality != "text" or any(isinstance(s, Path) for p in prompts for s in p.segments)
     pictures = load_image_tokenizer(info, arguments.image_tokenizer) if needs_pictures else None
     ids = [encode_prompt(prompt, info.vocabulary, text, pictures) for prompt in prompts]
+    # before the weights are loaded, which may take minutes
     require_fits(prompts, ids, info.config.model.context_length, settings, info.vocabulary)
 
     layout = ParallelConfig(tensor_parallel=arguments.tensor_parallel, pipeline_parallel=arguments.pipeline_parallel)
@@ -50,6 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
             )
     if not is_main:
         return
+    # RUN/checkpoints/step_N
     title = f"{info.path.parent.parent.name}, step {info.step}"
     rows = write_gallery(arguments.output, prompts, render(generated, info.vocabulary, text, pictures), title)
     for number, row in enumerate(rows):
@@ -102,6 +105,7 @@ def _prompts(arguments: argparse.Namespace) -> "list[Prompt]":
         prompts = [Prompt(segments=tuple(arguments.segments), origin=", ".join(sorted(kinds)) or "--prompt")]
     if arguments.samples < 1:
         raise ValueError(f"--samples: {arguments.samples} must be at least 1")
+    # rows of their own: each has its own draws
     return [prompt for prompt in prompts for _ in range(arguments.samples)]
 
 
@@ -122,6 +126,7 @@ a line of the file of --prompts: {"segments": [{"text": "a cat: "}, {"image": "c
     )
     parser.add_argument("checkpoint", type=Path, help="a run's folder (its newest checkpoint) or a checkpoint")
     given = parser.add_argument_group("prompt", "repeatable, read in the order given; none begins an empty document")
+    # one list for texts and pictures, which keeps the order in which they are typed
     given.add_argument("--prompt", dest="segments", action="append", type=str, default=[], metavar="TEXT")
     given.add_argument("--image", dest="segments", action="append", type=Path, metavar="PICTURE")
     given.add_argument("--prompts", type=Path, metavar="JSONL", help="a file with one prompt a line")

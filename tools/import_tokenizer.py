@@ -62,6 +62,7 @@ def _text(arguments: argparse.Namespace) -> None:
     from megachameleon.tokens.text import require_no_tokenizer
     from megachameleon.tokens.text.importing import import_any_text_tokenizer
 
+    # shards may have been made with the tokenizer that is there
     if not arguments.replace:
         require_no_tokenizer(arguments.output)
     tokenizer = import_any_text_tokenizer(

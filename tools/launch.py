@@ -8,6 +8,7 @@ from typing import Any
 from megachameleon.console import run_tool, tool_parser
 
 PROJECT = Path(__file__).resolve().parents[1]
+"""Root of the checkout."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -18,6 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     if Path.cwd() != PROJECT:
         raise ValueError(f"{Path.cwd()}: call it from {PROJECT}, where the job will run and relative paths will begin")
     configs = [word for word in arguments.words if "=" not in word]
+    # they hold for all stages of a chain
     overrides = [word for word in arguments.words if "=" in word]
     if not configs:
         raise ValueError("CONFIG: none was given, such as run.yaml")
@@ -50,6 +52,7 @@ def prepare(config: str, overrides: list[str], request: Any, template: str) -> t
     require_fitting(loaded, request, config)
     run = Path(loaded.output_dir)
     named = replace(request, name=request.name or Path(config).stem)
+    # in the run's folder, so that what was submitted can be read beside its results
     path = run / SCRIPT_FILE.format(name=Path(config).stem)
     exports = variables(named, run, PROJECT, path)
     return path, render(template, named, exports, [config, *overrides])

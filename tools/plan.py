@@ -46,6 +46,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     tokens = parse_tokens(arguments.tokens) if arguments.tokens else None
     world = config.parallel.model_parallel if arguments.gpus is None else arguments.gpus
     terminal = Console()
+    # rich takes files and pipes for 80 columns wide, and would break the tables
     console = terminal if terminal.is_terminal else Console(width=140)
     title = f"{arguments.config} on {world:,} x {cluster.name}"
     if arguments.search:
@@ -65,6 +66,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         shown = [one]
     if arguments.html:
         write_picture(Path(arguments.html), title, shown)
+    # last: what is printed above shows by how much
     if not arguments.search and not one.fits:
         raise ValueError(one.why_not())
 

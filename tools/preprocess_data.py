@@ -125,6 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = RunOptions(
         workers=arguments.workers,
         max_bad=arguments.max_bad,
+        # the first one is added to
         code_caches=(arguments.code_cache or arguments.output / "cache", *arguments.read_cache),
         device=arguments.device,
         num_threads=arguments.threads,
@@ -157,6 +158,7 @@ def verify(arguments: argparse.Namespace) -> None:
     from megachameleon.data.preprocessing.verification import verify_units
 
     problems = verify_units(arguments.output, workers=arguments.workers, discard=arguments.discard)
+    # after the shards, whose manifests packs are compared with
     problems += verify_packs(arguments.output)
     for problem in problems:
         print(problem)

@@ -30,10 +30,12 @@ def main(arguments: argparse.Namespace) -> int:
 
         print(dry_run(config, arguments.world_size, arguments.rank))
         return 0
+    # after what needs no torch: --print-config answers at once
     from megachameleon.training.run import train
     from megachameleon.training.stopping import ignore_requests
 
     status = train(config)
+    # a second SIGTERM while the interpreter ends would replace the exit status
     ignore_requests()
     return status
 

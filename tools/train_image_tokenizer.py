@@ -27,6 +27,7 @@ and quarantine.jsonl (pictures that could not be read). The same command again g
 config file holds the long names of flags: `steps: 1000`, `input: [a.tar, faces=b/]`; flags given beside it win."""
 
 PATCH_ONLY = ("grid",)
+"""Flags of the small network alone."""
 VQGAN_ONLY = (
     *("channels", "multipliers", "res_blocks", "accumulate", "warmup", "codebook_start", "l1_weight", "l2_weight"),
     *("perceptual", "perceptual_weight", "gan_weight", "gan_start", "discriminator_channels", "discriminator_layers"),
@@ -34,11 +35,13 @@ VQGAN_ONLY = (
     *("ema_decay", "zoom", "flip", "workers"),
 )
 NOT_IN_CONFIG = ("config", "help", "debug")
+"""Flags that a file cannot hold."""
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Turn arguments into a job and run it on this process's device."""
     if arguments.config:
+        # argparse takes the last of two equal flags, so typed ones win
         arguments = build_parser().parse_args([*config_arguments(arguments.config), *sys.argv[1:]])
     from megachameleon.tokens.vq.running import run_job
     from megachameleon.tokens.vq.runtime import process_group
@@ -63,6 +66,7 @@ def make_job(arguments: argparse.Namespace, device: Any) -> "Job":
             raise ValueError(f"--{name} is missing; give it, or write it in the file of --config")
     vqgan = arguments.network == "vqgan"
     for name in PATCH_ONLY if vqgan else VQGAN_ONLY:
+        # flags have no defaults in the parser, so None is "not given"
         if getattr(arguments, name) is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is not a setting of --network {arguments.network}; leave it out"
