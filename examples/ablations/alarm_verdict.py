@@ -16,11 +16,17 @@ class RunResult:
     """A run that has ended."""
 
     setting: str
+    """Name of a `Setting`."""
     seed: int
+    """Of weights and order of samples."""
     steps: list[dict[str, Any]]
+    """A row for each step, as `Series` wrote it."""
     troubles: list[dict[str, Any]]
+    """What the guards said: `step`, `action`, `reason`."""
     ended: str
+    """Why it ended early; "" where it did not."""
     loss: LossVerdict
+    """Without a look at any alarm."""
     watched_after: int = 0
     """Steps before which the early warning did not look."""
 
@@ -46,6 +52,7 @@ class RunResult:
             return "quiet" if self.alarm is None else "false alarm"
         if self.alarm is None:
             return "miss"
+        # an alarm at the very step is no warning
         return "hit" if self.alarm < self.loss.moved else "late"
 
     def alarm_with(self, factor: float) -> int | None:

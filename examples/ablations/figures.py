@@ -8,9 +8,11 @@ from html import escape
 import numpy as np
 
 PANEL_WIDTH, PANEL_HEIGHT = 250, 150
+"""In pixels, as are all sizes here."""
 LEFT, TOP, GAP_X, GAP_Y = 64, 46, 56, 46
 COLOURS = {"text": "#1f6f8b", "image": "#c8553d", "loss": "#444444"}
 MOST_POINTS = 100
+"""Of a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,7 @@ class Line:
     values: Sequence[float]
     """By step, from 1; NaN is left out."""
     colour: str
+    """As SVG takes it."""
     marks: Sequence[int] = ()
     """Steps with an alarm: triangles."""
     rings: Sequence[int] = ()
@@ -31,7 +34,9 @@ class Panel:
     """One small plot."""
 
     title: str
+    """Above the panel."""
     lines: Sequence[Line]
+    """Those drawn last lie on top."""
     logarithmic: bool = False
     limits: tuple[float, float]
     """Of the vertical axis."""
@@ -61,6 +66,7 @@ def _panel(panel: Panel) -> str:
 
     def place(step: float, value: float) -> tuple[float, float]:
         shown = math.log10(max(value, 1e-30)) if panel.logarithmic else value
+        # what leaves the panel runs along its edge
         up = min(max((shown - low) / (high - low), 0.0), 1.0)
         return (step - 1) / max(steps - 1, 1) * PANEL_WIDTH, PANEL_HEIGHT * (1 - up)
 
@@ -81,6 +87,7 @@ def _panel(panel: Panel) -> str:
 
 
 def _line(line: Line, place: Callable[[float, float], tuple[float, float]]) -> list[str]:
+    # means of stretches: single steps would be a thick band, and megabytes of SVG
     every = max(math.ceil(len(line.values) / MOST_POINTS), 1)
     values = np.asarray(line.values, dtype=float)
     points = []

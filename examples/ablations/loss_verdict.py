@@ -29,6 +29,7 @@ def judge_loss(losses: Sequence[float]) -> LossVerdict:
     """Judge the losses of steps 1, 2, …; NaN for what was not finite."""
     values = np.asarray(losses, dtype=float)
     finite = np.isfinite(values)
+    # only up to the first that is not finite: averages over it would all be NaN
     whole = values if finite.all() else values[: int(np.argmin(finite))]
     if len(whole) < SMOOTHED:
         return LossVerdict(moved=len(whole) + 1, diverged=True, best=float("nan"), last=float("nan"))

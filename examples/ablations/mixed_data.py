@@ -15,7 +15,9 @@ from megachameleon.tokens.vocabulary import Vocabulary
 VOCABULARY = Vocabulary.compact(num_text_ids=240, num_image_codes=256, image_grid=(4, 8))
 NUM_DOCUMENTS = 6_000
 NUM_TOPICS = 64
+"""First words, each with a palette of codes."""
 ZIPF = 1.6
+"""Exponent of the words' frequencies."""
 PERIOD, REPEATS = 7, 0.5
 """Of words: how far back the repeated one stands, and how often one is repeated."""
 REPEATS_ABOVE = 0.7
@@ -28,6 +30,7 @@ def write_data(folder: Path, num_documents: int = NUM_DOCUMENTS) -> None:
         return
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     VOCABULARY.save(folder / "tokenizer")
+    # one fixed set of documents; seeds of runs change weights and order alone
     random = np.random.default_rng(0)
     num_words = VOCABULARY.num_text_ids
     followers = np.stack([random.permutation(num_words) for _ in range(num_words)])
@@ -39,6 +42,7 @@ def write_data(folder: Path, num_documents: int = NUM_DOCUMENTS) -> None:
             topic = int(random.integers(NUM_TOPICS))
             text = [word + VOCABULARY.text_start for word in _words(random, topic, followers, ranks)]
             picture = list(VOCABULARY.encode_image(_codes(random, palettes[topic])))
+            # both orders, so that each modality has to be predicted from the other
             order = (text, picture) if random.random() < 0.5 else (picture, text)
             writer.add([VOCABULARY.bos, *order[0], *order[1], VOCABULARY.eos])
         writer.commit()

@@ -25,8 +25,11 @@ class RunSpec:
     """What is trained, and where its results go."""
 
     folder: Path
+    """Of its results."""
     data: Path
+    """Where `write_data` wrote."""
     overrides: tuple[str, ...]
+    """Of `train.yaml`."""
 
     @property
     def outcome(self) -> Path:
@@ -58,6 +61,7 @@ class Series(Callback):
             "lr": event.report.lr,
             **event.report.monitors,
         }
+        # JSON has no NaN
         self.steps.append({key: value if math.isfinite(value) else None for key, value in row.items()})
 
     def on_trouble(self, trainer: "Trainer", event: StepEvent, verdict: Verdict) -> None:
@@ -78,7 +82,9 @@ def train_one(spec: RunSpec) -> Path:
     from megachameleon.training.batches import open_data
     from megachameleon.training.trainer import Trainer
 
+    # several runs share the machine, and sums of one thread are the same each time
     torch.set_num_threads(1)
+    # from the start: half of a series cannot be judged
     shutil.rmtree(spec.folder, ignore_errors=True)
     spec.folder.mkdir(parents=True)
     places = [
@@ -96,6 +102,7 @@ def train_one(spec: RunSpec) -> Path:
         except FailureError as error:
             ended = str(error)
     gc.collect()  # a trainer is full of cycles, and process groups that are left have threads that spin
+    # dozens of runs leave checkpoints that nobody reads
     shutil.rmtree(spec.folder / "run", ignore_errors=True)
     after = config.health.early_warning_after
     outcome = {

@@ -23,6 +23,7 @@ def write_report(results: dict[str, list[RunResult]], pictures: Path | None) -> 
         parts.append(f"### {group}\n\n{table(by_setting)}\n\nTotal: {totals(runs)}\n\n{other_factors(runs)}")
         if pictures is not None:
             lowest = min(run.loss.best for run in runs)
+            # one lower limit for the group, a multiple of 0.5, so that panels can be compared
             rows = [panels(name, found, math.floor(2 * lowest) / 2) for name, found in by_setting.items()]
             write_text(pictures / f"stability_{group}.svg", draw(rows, LEGEND))
     return "\n\n".join(parts)

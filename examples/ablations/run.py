@@ -21,6 +21,7 @@ RISING, NORMAL, BRISK = "rising", "normal", "brisk"
 WATCH_AFTER = 40
 """Steps before which the early warning does not look."""
 RUNS_OF_A_WORKER = 5
+"""Before it is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,11 @@ class Group:
     """Runs that belong together in the report."""
 
     name: str
+    """In the report, and of its folder."""
     settings: Sequence[Setting]
+    """The models that are trained."""
     overrides: tuple[str, ...]
+    """Of all its settings."""
 
 
 def groups(arguments: argparse.Namespace) -> list[Group]:
@@ -38,6 +42,7 @@ def groups(arguments: argparse.Namespace) -> list[Group]:
     rising = (
         f"optimizer.lr={arguments.lr}",
         f"training.num_steps={steps}",
+        # a warm-up over the whole run is the rising rate
         f"optimizer.warmup_steps={steps - 1}",
         f"health.early_warning_after={WATCH_AFTER}",
     )

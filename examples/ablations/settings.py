@@ -11,8 +11,11 @@ class Setting:
     """One model."""
 
     name: str
+    """In the report, and of its folder."""
     overrides: tuple[str, ...]
+    """Of `train.yaml`."""
     what: str
+    """In words."""
 
 
 SETTINGS = (

@@ -11,8 +11,11 @@ import resvg_py
 from examples.demo.splits import stable_fraction
 
 TONES = range(0x1F3FB, 0x1F3FF + 1)
+"""The five skin-tone modifiers of Unicode."""
 FLAG_LETTERS = range(0x1F1E6, 0x1F1FF + 1)
+"""Regional indicators A to Z."""
 VARIATION_SELECTOR = "\ufe0f"
+"""Asks for the coloured form of a character."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class Picture:
     @property
     def is_flag(self) -> bool:
         """Whether it is the flag of a country or territory."""
+        # flags are pairs of regional indicator letters
         return all(ord(c) in FLAG_LETTERS for c in self.character)
 
     def render(self, size: int) -> bytes:
@@ -62,6 +66,7 @@ def load_catalogue() -> list[Picture]:
     """Every OpenMoji picture with names, in the order of their keys."""
     for language in emoji.LANGUAGES:
         emoji.config.load_language(language)
+    # OpenMoji's file names and the package `emoji` differ in where the variation selector stands
     without_selector = {character.replace(VARIATION_SELECTOR, ""): character for character in emoji.EMOJI_DATA}
     pictures = []
     for path in sorted(svg_folder().glob("*.svg")):

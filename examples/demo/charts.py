@@ -15,8 +15,10 @@ class Series:
     """One line: points of (x, y), a name for the legend and a colour class `c0` … `c5`; dotted if it is a reference."""
 
     name: str
+    """In the legend."""
     points: tuple[tuple[float, float], ...]
     colour: str
+    """A class of the style sheet."""
     markers: bool = False
     dotted: bool = False
 
@@ -30,6 +32,7 @@ def line_chart(series: Sequence[Series], x_label: str, title: str) -> Markup | N
     xs = [x for s in finite for x, _ in s.points]
     ys = [y for s in finite for _, y in s.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    # a single point has no width to divide by
     x_range = (min(xs), max(*xs, min(xs) + 1e-9))
     y_range = (y_ticks[0], y_ticks[-1])
 

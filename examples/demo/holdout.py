@@ -8,6 +8,7 @@ from examples.demo.catalogue import Picture
 from examples.demo.splits import is_held_out
 
 HELD_OUT = 0.1
+"""Share of names and of skin-tone variants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ def split_captions(pictures: Sequence[Picture], png: Mapping[str, bytes]) -> Cap
     for picture in plain:
         seen, held_out = split_languages(picture)
         world_seen[picture.key], world_held_out[picture.key] = seen, held_out
+    # by the hash of the picture: two names of one drawing must fall on the same side
     hidden = [p for p in tones if p.base and is_held_out(HELD_OUT, "tone", sha256(png[p.key]).hexdigest())]
     return Captions(
         pictures=list(pictures),

@@ -27,6 +27,7 @@ BLOCKS = (
 )
 SMALL_WORDS = {"with", "in", "of", "and", "the", "on", "no", "&", "up", "down", "right", "left", "facing", "new", "st."}
 GROUP_SIZES = range(4, 64)
+"""Smaller groups make no document, larger ones share no subject."""
 PICTURES_PER_DOCUMENT = (3, 6)
 
 
@@ -35,6 +36,7 @@ class Group:
     """Pictures that belong together and a sentence that says why."""
 
     name: str
+    """Of the group, such as `word heart`."""
     opening: str
     members: tuple[Picture, ...]
 
@@ -54,6 +56,7 @@ def find_groups(pictures: Sequence[Picture]) -> list[Group]:
     for picture in pictures:
         name = picture.english
         if picture.is_flag:
+            # without its accent: Åland stands under A
             letter = unicodedata.normalize("NFD", name)[0].upper()
             members[f"flags {letter}", f"Flags of the world under the letter {letter}."].append(picture)
             continue
@@ -77,6 +80,7 @@ def write_documents(groups: Sequence[Group], count: int, seed: str) -> list[Inte
         return []
     documents = []
     for number in range(count):
+        # of its own, so that a document does not depend on how many there are
         generator = random.Random(f"{seed} {number}")
         group = groups[number % len(groups)]
         most = min(PICTURES_PER_DOCUMENT[1], len(group.members))

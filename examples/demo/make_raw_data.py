@@ -32,12 +32,15 @@ from megachameleon.console import run_tool, tool_parser, track
 from megachameleon.files import read_json, require_free_space, write_json
 
 PROMPTS = Path(__file__).parent / "prompts.json"
+"""English names of the pictures that are judged by eye."""
 WRITTEN = (
     *("text", "valid_text", "pairs_en", "pairs_world", "valid_world", "pairs_tones", "valid_tones"),
     *("interleaved", "valid_interleaved", "gallery", "seen", "heldout", "prompts"),
 )
 HELD_OUT_TEXT = 0.05
+"""Share of documents."""
 DOCUMENTS_PER_JSONL = 100
+"""Lines of a file."""
 
 ATTRIBUTIONS = [
     {
@@ -137,10 +140,12 @@ def make_raw_data(arguments: argparse.Namespace) -> None:
     require_free_space(output, 200_000_000, "raw data")
     for name in WRITTEN:
         shutil.rmtree(output / name, ignore_errors=True)
+    # before anything is written, for the manifest says that all is there
     (output / "manifest.json").unlink(missing_ok=True)
     fixed: list[str] = read_json(PROMPTS)["prompts"]
     catalogue = load_catalogue()
     pictures = choose([p for p in catalogue if not p.tones], arguments.max_pictures, fixed)
+    # apart, or the many skin tones would leave no room for other pictures
     pictures += choose([p for p in catalogue if p.tones], arguments.max_pictures, ())
     png = render_gallery(output / "gallery", pictures, arguments.picture_size)
     captions = split_captions(pictures, png)

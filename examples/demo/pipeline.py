@@ -77,6 +77,7 @@ class Pipeline:
             if self.is_done(stage, fingerprints[stage.name]):
                 self.headline(number, "done")
                 continue
+            # before it runs: after a kill in between, their results would pass for good ones
             self.forget([later.name for later in self.stages if stage.name in later.needs])
             self.headline(number, f"about {in_words(self.expected(stage))}; the report in {in_words(self.remaining())}")
             self.run_stage(stage, fingerprints[stage.name])
@@ -93,6 +94,7 @@ class Pipeline:
     def run_stage(self, stage: Stage, fingerprint: str) -> None:
         """Run one stage, from its beginning unless the very same stage was interrupted before."""
         entry = self.entries.get(stage.name, {})
+        # otherwise it was interrupted, and its tools go on from what they have left
         if entry.get("fingerprint") != fingerprint or entry.get("done"):
             for output in stage.outputs:
                 remove(output)
@@ -134,6 +136,7 @@ class Pipeline:
         for stage in self.stages:
             what = {
                 "commands": stage.chains,
+                # contents and not times: a fresh checkout has other times
                 "inputs": [(self.project / path).read_text(encoding="utf-8") for path in stage.inputs],
                 "needs": [found[name] for name in stage.needs],
             }
@@ -151,6 +154,7 @@ class Pipeline:
         done = [(s, self.entries[s.name]) for s in self.stages if self.entries.get(s.name, {}).get("done")]
         planned = sum(s.expected_seconds for s, _ in done)
         pace = sum(entry["seconds"] for _, entry in done) / planned if planned else 1.0
+        # bounded, because the first stages are short and say little
         return stage.expected_seconds * min(max(pace, 0.2), 5.0)
 
     def remaining(self) -> float:
@@ -160,6 +164,7 @@ class Pipeline:
     def headline(self, number: int, note: str) -> None:
         """One line above a stage's own output."""
         title = f"[bold]{number + 1}/{len(self.stages)} {self.stages[number].title}[/bold]"
+        # headlines go to stderr, and would overtake what is still buffered
         sys.stdout.flush()
         self.console.print(f"{title} [dim]· {note}[/dim]")
 

@@ -14,7 +14,9 @@ import psutil
 
 SECONDS_BETWEEN_POLLS = 0.05
 SECONDS_BETWEEN_SAMPLES = 0.5
+"""Of memory, which costs milliseconds to add up."""
 SECONDS_TO_STOP = 20.0
+"""For processes to end by themselves, after an interruption."""
 
 Command = tuple[str, ...]
 
@@ -25,6 +27,7 @@ class Failure:
 
     command: Command
     status: int
+    """As `Popen.returncode`."""
     last_words: str
 
 
@@ -33,7 +36,9 @@ class Outcome:
     """How commands ended; `interrupted` when they were stopped from the keyboard or by a signal."""
 
     seconds: float
+    """Wall time."""
     peak_memory_mb: float
+    """MiB of all processes together."""
     failure: Failure | None = None
     interrupted: bool = False
 
@@ -91,6 +96,7 @@ def run_chains(
                         command=one.command, status=one.process.returncode, last_words=last_lines(one.log)
                     )
                 elif one.following:
+                    # in front, so that a chain that has begun ends before another begins
                     waiting.appendleft(one.following)
                 on_finished()
     except KeyboardInterrupt:
@@ -127,12 +133,14 @@ def stop(running: Sequence[Running]) -> None:
     torchrun's launcher would explain its own end at length, and its workers need it no more: it is killed at once.
     """
     launchers = [one.process for one in running if "torch.distributed.run" in one.command]
+    # before the launchers die: children of the dead are found no more
     members = [member for one in running for member in family_of(one.process.pid)]
     for launcher in launchers:
         launcher.kill()
     for member in members:
         with suppress(psutil.Error):
             member.send_signal(signal.SIGINT)
+    # a second Ctrl-C cuts the waiting short
     with suppress(KeyboardInterrupt):
         psutil.wait_procs(members, timeout=SECONDS_TO_STOP)
     for member in members:
@@ -156,6 +164,7 @@ def memory_of_families(pids: Sequence[int]) -> int:
     total = 0
     for process in (process for pid in pids for process in family_of(pid)):
         with suppress(psutil.Error, AttributeError):
+            # PSS shares pages among those that map them; RSS would count torch once a process
             total += process.memory_full_info().pss
     return total
 

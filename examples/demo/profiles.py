@@ -10,14 +10,18 @@ class Profile:
     raw_flags: tuple[str, ...] = ()
     """Of `make_raw_data`."""
     vocab_size: int = 3072
+    """Ids in all."""
     image_size: int = 64
+    """Side in pixels."""
     grid: int = 8
     """Rows and columns of picture codes."""
     num_codes: int = 1024
+    """Of the image tokenizer's codebook."""
     image_tokenizer_flags: tuple[str, ...] = ("--steps", "800")
     training: tuple[str, ...] = ()
     """Overrides of train.yaml."""
     layout_steps: int = 4
+    """Of the training under each layout."""
     expected_seconds: dict[str, float]
     """By name of a stage, on two cores."""
 

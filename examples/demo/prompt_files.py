@@ -11,7 +11,9 @@ from examples.demo.splits import stable_fraction
 
 KINDS = ("seen English", "seen language", "held-out language", "seen skin tone", "held-out skin tone")
 DRAWN_PER_KIND = 12
+"""Captions of each kind that are drawn for the report."""
 READ_BESIDE_FIXED = 8
+"""Pictures that are read beside the fixed ones."""
 CONTINUED = (
     'The "if" statement is used for',
     "A list is",

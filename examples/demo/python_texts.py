@@ -15,6 +15,7 @@ SKIPPED_FOLDERS = {
 }  # fmt: skip
 SKIPPED_PREFIXES = ("_sysconfigdata", "_pydecimal", "_pyio", "pickletools", "__phello__", "this")
 MAX_FILE_BYTES = 200_000
+"""Of a module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ def python_documents(max_bytes: int) -> list[TextDocument]:
     documents, total = [], 0
     for document in (*topics(), *docstrings_and_sources()):
         size = len(document.text.encode("utf-8"))
+        # no break at the first that is too long: shorter ones may still fit
         if total + size <= max_bytes:
             documents.append(document)
             total += size

@@ -42,6 +42,7 @@ def write_report(run: RunFolder) -> Path:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        # a misspelled name in a template is an error and not an empty place
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["duration"] = duration

@@ -11,6 +11,7 @@ from examples.demo.charts import Series, line_chart
 from megachameleon.files import read_json
 
 SINGLE = "one process"
+"""The layout that the others are compared with."""
 LAYOUT_TITLES = {
     "single": SINGLE,
     "tp2": "TP 2 + SP",
@@ -57,6 +58,7 @@ def loss_charts(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def points(metrics: Sequence[Mapping[str, Any]], kind: str, field: str) -> tuple[tuple[float, float], ...]:
     """(step, value) of every row of a kind that has the field; a step that was run again counts once."""
+    # by step: after a resume, the later row of a step replaces the earlier
     values = {r["step"]: float(r[field]) for r in metrics if r.get("kind") == kind and r.get(field) is not None}
     return tuple(sorted(values.items()))
 

@@ -22,8 +22,11 @@ class Drawing:
 
     prompt: str
     language: str
+    """In English."""
     kind: str
+    """As in `prompt_files.KINDS`, or `fixed`."""
     drawn: str | None
+    """None where the model drew nothing."""
     real: str | None
 
     @property
@@ -38,6 +41,7 @@ class Reading:
 
     picture: str | None
     said: str
+    """By the model."""
     name: str
 
     @property
@@ -119,6 +123,7 @@ def evolution(samples: Path) -> dict[str, Any] | None:
     for folder in folders:
         listed = read_optional(folder / "prompts.json")
         names = listed.get("prompts", listed) if isinstance(listed, dict) else listed
+        # a table has one set of prompts; pictures of others cannot stand beside them
         if not names or (prompts is not None and names != prompts):
             continue
         prompts = names

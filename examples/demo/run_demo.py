@@ -20,7 +20,9 @@ from megachameleon.files import require_free_space
 
 PROJECT = Path(__file__).resolve().parents[2]
 DISK_BYTES = 2_000_000_000
+"""Room that the demo asks for before it begins."""
 MEMORY_BYTES = 3_000_000_000
+"""What it takes at most."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -28,6 +30,7 @@ def main(arguments: argparse.Namespace) -> None:
     run = RunFolder(arguments.run.absolute())
     require_free_space(run.root, DISK_BYTES, "the demo")
     warn_of_little_memory()
+    # stages run as files in tools/, whose folder Python would search instead of the project's
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     stages = build_stages(run, QUICK if arguments.quick else FULL, find_machine(arguments.processes))
     names = [stage.name for stage in stages]
@@ -35,6 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
         if name not in names:
             raise ValueError(f"--again: {name!r} is no stage; the stages are {', '.join(names)}")
     pipeline = Pipeline(stages, run.stages_json, PROJECT)
+    # before the run: a stage that is done anew takes all that need it along
     pipeline.forget(arguments.again)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)

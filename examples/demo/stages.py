@@ -43,8 +43,10 @@ class Machine:
     """What the demo may use: CPU cores, processes for training, GPUs."""
 
     cores: int
+    """Logical ones that this process may use."""
     processes: int
     gpus: int
+    """0: all runs on the CPU."""
 
     @property
     def threads(self) -> dict[str, str]:
@@ -96,6 +98,7 @@ def raw_stage(run: RunFolder, profile: Profile) -> Stage:
         title="Raw data from installed packages",
         chains=one(python("-m", "examples.demo.make_raw_data", "--output", run.raw, *profile.raw_flags)),
         outputs=(run.raw,),
+        # requirements: raw data comes out of packages, whose versions decide it
         inputs=(Path("examples/demo/prompts.json"), Path("requirements.txt")),
         expected_seconds=profile.expected_seconds["raw"],
     )
@@ -143,6 +146,7 @@ def shards_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     for name, (source, flags) in {**DATASETS, **VALIDATION}.items():
         output = ("--output", run.shards / name)
         tokenizers = ["--tokenizer", run.tokenizer]
+        # shards of text alone then do not depend on the image tokenizer
         if not source.endswith("text"):
             tokenizers += ["--image-tokenizer", run.image_tokenizer]
         plan = python(tool, "plan", "--input", run.raw / source, *output, *tokenizers, *flags)
@@ -200,6 +204,7 @@ def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
     short = (
         f"training.num_steps={profile.layout_steps}",
         f"optimizer.warmup_steps={profile.layout_steps - 1}",
+        # fp32, so that layouts differ by the order of sums alone
         *("training.precision=fp32", "training.log_every=1", "training.validate_every=0"),
         *("logging.tensorboard=false", "logging.drawing.prompts=[]"),
     )
@@ -215,6 +220,7 @@ def layouts_stage(run: RunFolder, profile: Profile, machine: Machine) -> Stage:
         needs=("text_tokenizer", "image_tokenizer", "shards"),
         inputs=(TRAIN_CONFIG,),
         expected_seconds=profile.expected_seconds["layouts"],
+        # two chains at once, of two processes each
         environment={"OMP_NUM_THREADS": str(max(machine.cores // 4, 1)), "CUDA_VISIBLE_DEVICES": ""},
         at_once=2,
         quiet=True,
