@@ -20,6 +20,7 @@ class Messages:
     """Messages of one kind in a step."""
 
     count: int
+    """By each rank."""
     bytes: int
     """Sum over messages of the whole tensor: what all ranks hold together after a gather or before a scatter."""
 
@@ -29,8 +30,11 @@ class CommunicationParts:
     """Messages of one rank in one step; keys are all_reduce, all_gather, reduce_scatter, send and recv."""
 
     tensor: Mapping[str, Messages] = field(default_factory=dict)
+    """Among ranks that share matrices."""
     context: Mapping[str, Messages] = field(default_factory=dict)
+    """Among ranks that share sequences."""
     pipeline: Mapping[str, Messages] = field(default_factory=dict)
+    """With the stages before and behind."""
     data: Mapping[str, Messages] = field(default_factory=dict)
     """Among replicas: ranks of the data and context axes together."""
 
@@ -113,6 +117,7 @@ def _context(shape: TransformerShape, layout: Layout) -> dict[str, Messages]:
     tokens = layout.tokens_of_micro_batch(shape.sequence_length) * layout.context_parallel
     size = tokens * shape.key_value_size // layout.tensor_parallel * layout.weight_bytes
     layers = layout.layers_of_stage(shape.num_layers) * layout.num_micro_batches
+    # A layer that is computed again gathers its keys and values again.
     gathers = layers * (4 if layout.recompute == "full" else 2)
     return {
         "all_gather": Messages(gathers, gathers * size),
@@ -124,6 +129,7 @@ def _pipeline(shape: TransformerShape, layout: Layout, stage: int) -> dict[str, 
     """Hidden states forward and their gradients back, over each border between chunks of layers."""
     size = activation_bytes(shape, layout) // layout.activation_split
     chunks, micro_batches = layout.virtual_pipeline_parallel, layout.num_micro_batches
+    # Behind the last chunk of all nothing is sent, and before the first nothing is received.
     borders_behind = chunks - (stage == layout.pipeline_parallel - 1)
     borders_before = chunks - (stage == 0)
     count = (borders_before + borders_behind) * micro_batches
@@ -139,6 +145,7 @@ def _data(shape: TransformerShape, layout: Layout, stage: int) -> dict[str, Mess
     gradients = Messages(1, parameters * layout.gradient_bytes)
     if not (layout.distributed_optimizer or layout.fully_sharded):
         return {"all_reduce": gradients}
+    # Fully sharded, weights are gathered for forward and again for backward, in each micro-batch.
     gathers = 2 * layout.num_micro_batches if layout.fully_sharded else 1
     weights = Messages(gathers, gathers * parameters * layout.weight_bytes)
     return {"reduce_scatter": gradients, "all_gather": weights}

@@ -17,16 +17,24 @@ class StepTime:
     """Seconds of a step on the pipeline stage that takes longest; parts add up to the whole."""
 
     matrices: float
+    """Products with the matrices of layers."""
     attention: float
     passes: float
+    """Norms, activations, residuals, dropout: bound by memory."""
     head: float
+    """Products, loss and messages of the output matrix."""
     tensor: float
+    """Tensor-parallel messages, as far as they hide under nothing; the same for the other messages."""
     context: float
     bubble: float
+    """Waiting while the pipeline fills and drains."""
     transfers: float
+    """Between pipeline stages."""
     data: float
+    """Gradients summed over replicas, weights gathered."""
     optimizer: float
     other: float
+    """What is done once a step and hides under nothing."""
 
     @property
     def total(self) -> float:
@@ -86,6 +94,7 @@ def _layers_of_slowest_stage(shape: TransformerShape, layout: Layout, layer: flo
     stages = layout.pipeline_parallel
     most = -(-shape.num_layers // stages)
     last = most - (1 if shape.num_layers % stages else 0)
+    # The caller adds the head to any stage; from one that has none its time is taken off.
     return last if last * layer + head >= most * layer else most - head / layer
 
 
@@ -94,6 +103,7 @@ def _head(shape: TransformerShape, layout: Layout, machine: Machine, software: S
     tokens, vocab = layout.tokens_of_micro_batch(shape.sequence_length), shape.vocab_size // layout.tensor_parallel
     going = machine.product(tokens, vocab, shape.hidden_size, precision="bf16")
     back = machine.product(tokens, shape.hidden_size, vocab, precision="bf16")
+    # The sum is read and written in its own precision, instead of a result written once in bf16.
     weight = machine.product(
         vocab, shape.hidden_size, tokens, precision="bf16", added_bytes=2 * layout.gradient_bytes - 2
     )

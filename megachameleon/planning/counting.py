@@ -36,6 +36,7 @@ class Volume:
     """How often a message is sent in a step, and how much in all."""
 
     count: int = 0
+    """Messages."""
     bytes: int = 0
     """Sum over messages of the whole tensor: what all ranks hold together after a gather or before a scatter."""
 
@@ -91,6 +92,7 @@ class Allocations:
             return
         size = storage.nbytes()
         entry = [part, size]
+        # The entry is a list, so that what is called at its death knows a later part and size.
         self._part_of[storage] = (entry, weakref.finalize(storage, self._free, entry))
         self._move(part, size)
 
@@ -177,6 +179,7 @@ class Watch(TorchDispatchMode):
                 handle.remove()
 
     def __enter__(self) -> Self:
+        # Methods of storages are no operations, so the mode does not see them.
         resize = torch.UntypedStorage.resize_
 
         def counted(storage: Any, size: int) -> Any:
@@ -215,6 +218,7 @@ class Watch(TorchDispatchMode):
         group = dist.ProcessGroup.unbox(args[position])
         if group.size() > 1 and name != "barrier":
             sides = [tree_leaves(argument) for argument in args[:position]]
+            # Of input and output the larger is the whole tensor: a gather makes it, a scatter takes it apart.
             size = max(sum(tensor.nbytes for tensor in side) for side in sides)
             if name in ("send", "recv_"):  # pipelines of two stages send one way through the group of all processes
                 key = Collective("pipeline", KINDS[name], 2)

@@ -47,6 +47,7 @@ def dry_run(config: RunConfig, world_size: int | None, rank: int | None = None) 
 def _ends_of_the_pipeline(config: RunConfig, world: int) -> list[int]:
     """Embedding and most micro-batches in flight are on the first stage, the head is on the last."""
     stages = config.parallel.pipeline_parallel
+    # megatron-core numbers ranks with the pipeline outermost: a stage is a run of ranks.
     return sorted({0, (stages - 1) * (world // stages)})
 
 

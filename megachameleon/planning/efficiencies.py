@@ -13,6 +13,7 @@ class Efficiencies:
     gemm_ampere: float
     """Matrix products too large for anything but arithmetic to count."""
     gemm_hopper: float
+    """The same in bf16 on Hopper."""
     gemm_hopper_fp8: float
     """Hopper's two also stand for Blackwell, for want of measurements in bf16."""
     gemm_traffic: float
@@ -23,6 +24,7 @@ class Efficiencies:
     """Bandwidth of collectives within a node."""
     overlapped_tensor: float
     """Share of tensor-parallel communication that is hidden where it is overlapped on purpose."""
+    # Set by hand before the first fit, like the three below it; fits leave them as they are.
     network: float = 0.80
     """Bandwidth of collectives and transfers between nodes."""
     launch_seconds: float = 5e-6

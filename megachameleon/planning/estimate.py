@@ -31,11 +31,15 @@ class Estimate:
     """One layout of one model on one cluster."""
 
     shape: TransformerShape
+    """The model, and the length of its sequences."""
     layout: Layout
+    """How its step is divided."""
     cluster: Cluster
+    """On what it runs."""
     memory: MemoryParts
     """Bytes on the fullest stage."""
     time: StepTime
+    """Of a step on the slowest stage."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -117,6 +121,7 @@ class Estimate:
 
     @property
     def _peak(self) -> float:
+        # Also under FP8: MFU is told of the bf16 peak, so that runs can be compared.
         return self.cluster.flops_per_second("bf16")
 
 

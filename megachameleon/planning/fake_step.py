@@ -44,9 +44,13 @@ class RankCount:
     """What one rank of a run holds and sends."""
 
     rank: int
+    """Global, from 0."""
     stage: int
+    """Of the pipeline."""
     layers: int
+    """That it holds, over all its chunks."""
     parameters: int
+    """Values that it holds of all parameters."""
     peak: dict[Part, int]
     """Bytes by part at the moment when most is allocated."""
     traffic: Traffic
@@ -148,6 +152,7 @@ def run_step(
     """Train one step of some micro-batches; returns what it sent. `watch` then has the peak of this step."""
     size = config.training.micro_batch_size * context.data_parallel * micro_batches
     config = replace(config, training=replace(config.training, global_batch_size=size))
+    # Tensors that only cycles keep would count as live.
     gc.collect()
     watch.memory.assign_all("activations", "buffers")  # what outlives a step
     watch.memory.forget_peak()
@@ -190,6 +195,7 @@ def _steps_to_run(config: RunConfig, world_size: int) -> tuple[list[int], int]:
     real = config.training.num_micro_batches(parallel.data_parallel(world_size))
     interleaved = parallel.virtual_pipeline_parallel > 1
     unit = parallel.pipeline_parallel if interleaved else 1
+    # As many as are in flight at once: with fewer the peak would be missed.
     short = min(real, parallel.pipeline_parallel * (2 if interleaved else 1))
     return sorted({short, min(real, short + unit)}), unit
 
@@ -222,6 +228,7 @@ class _PlansOnRealTensors:
     def plan(self, layout: SequenceLayout) -> Any:
         """The plan, on fake tensors."""
         mode = active_fake_mode()
+        # Its shape depends on values, which fake tensors do not have.
         with _disable_current_modes():
             plan = self.kernel.plan(replace(layout, document_ids=None))
         return _faked(plan, mode)
@@ -251,6 +258,7 @@ def _fake_world(config: RunConfig, rank: int, world_size: int) -> Iterator[Paral
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
+        # gloo would wait for ranks that do not exist.
         with model_axes(config.parallel, create_gloo_process_groups=False) as groups, _pretended_reads():
             yield ParallelContext(device=CPU, rank=rank, world_size=world_size, groups=groups, config=config.parallel)
     finally:

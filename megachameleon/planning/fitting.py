@@ -24,7 +24,9 @@ class Validated:
     """One point beside what was predicted without it."""
 
     point: Point
+    """What was measured."""
     predicted_seconds: float
+    """Of a step."""
 
     @property
     def error(self) -> float:
@@ -53,6 +55,7 @@ def fit(points: Sequence[Point], names: Sequence[str] = CONSTANTS, start: Effici
         efficiencies = replace(start, **dict(zip(names, np.exp(constants).tolist(), strict=True)))
         return np.array([point.seconds / predict(point, efficiencies) - 1 for point in points])
 
+    # In logarithms, constants stay positive whatever the step.
     best = np.log([getattr(start, name) for name in names])
     current, damping = errors(best), 1e-2
     for _ in range(ROUNDS):
@@ -60,6 +63,7 @@ def fit(points: Sequence[Point], names: Sequence[str] = CONSTANTS, start: Effici
         slopes = np.stack([(errors(best + step) - current) / 1e-4 for step in steps], axis=1)
         normal = slopes.T @ slopes
         change = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-6), -slopes.T @ current)
+        # 0 is the logarithm of 1: nothing reaches more than its peak.
         candidate = np.clip(best + change, np.log(LOWEST), 0.0)
         result = errors(candidate)
         if result @ result < current @ current:

@@ -23,10 +23,12 @@ class FlopParts:
     attention: float
     """Scores and weighted sums over the whole sequence."""
     head: float
+    """The output matrix."""
 
     def total(self, convention: Convention = "causal") -> float:
         """FLOPs of one token."""
         layers = self.matrices + self.attention * (0.5 if convention == "causal" else 1.0)
+        # Forward is one part of three, so a second one adds a third; the head is not computed again.
         return self.head + layers * (4 / 3 if convention == "recomputed" else 1.0)
 
 

@@ -17,6 +17,7 @@ class Cluster:
     """Equal nodes of equal GPUs; rates are of one GPU."""
 
     name: str
+    """For people."""
     generation: Literal["ampere", "hopper", "blackwell"]
     """Whose measured efficiencies apply."""
     bf16_tflops: float
@@ -30,6 +31,7 @@ class Cluster:
     nvlink_gb_s: float
     """To the other GPUs of a node, one direction, 1e9 B/s."""
     gpus_per_node: int = 8
+    """Those that NVLink joins."""
     network_gb_s: float
     """To other nodes, one direction, 1e9 B/s."""
     price_per_gpu_hour: float = 0.0

@@ -13,12 +13,15 @@ class PassTime:
     """Seconds of one direction of one layer."""
 
     matrices: float
+    """Products with weights."""
     attention: float
+    """Scores and weighted sums."""
     passes: float
     """Norms, activations, residuals, dropout: bound by memory."""
     tensor: float
     """Tensor-parallel communication that hides under nothing."""
     context: float
+    """Keys and values, or their gradients, among context-parallel ranks."""
 
     @property
     def total(self) -> float:
@@ -34,6 +37,7 @@ def layer_time(
     products = _products(shape, tokens, split)
     going = [machine.product(tokens, n, k) for n, k in products]
     inputs = [machine.product(tokens, k, n) for n, k in products]
+    # The sum is read and written in its own precision, instead of a result written once in bf16.
     weights = [machine.product(n, k, tokens, added_bytes=2 * layout.gradient_bytes - 2) for n, k in products]
     attention = [_attention(shape, layout, machine, backward=backward) for backward in (False, True)]
     passes = [machine.reach(_pass_bytes(shape, layout, tokens, backward=b)) for b in (False, True)]
@@ -75,6 +79,7 @@ def _attention(shape: TransformerShape, layout: Layout, machine: Machine, *, bac
     scores = tokens * shape.sequence_length * heads // layout.tensor_parallel
     batches = scores // shape.sequence_length**2 or 1
     each = machine.product(batches * shape.sequence_length, shape.sequence_length, shape.head_dim)
+    # Bytes: scores are read and written in 2; backward reads two of them and writes one.
     softmax = 4 if not backward else 6
     dropout = 5 if shape.attention_dropout else 0  # reads and writes scores, and a mask of one byte
     return (4 if backward else 2) * each + machine.reach(scores * (softmax + dropout))
@@ -147,6 +152,7 @@ def _backward_tensor(
         return sum(max(0.0, reduce - (weights[i] if software.overlaps_backward else 0.0)) for i in (0, 2))
     gather, scatter = (_message(shape, layout, machine, kind) for kind in ("all_gather", "reduce_scatter"))
     waiting = 2 * gather * (1 - machine.efficiencies.overlapped_tensor if layout.overlap_tensor_parallel else 1)
+    # Column-split: queries with keys and values, and the first of the feed-forward.
     for i in (0, 2):
         hidden = (inputs[i], weights[i]) if software.overlaps_backward else (0.0, 0.0)
         waiting += max(0.0, gather - hidden[0]) + max(0.0, scatter - hidden[1])
@@ -157,7 +163,7 @@ def _again(layout: Layout, going: list[float]) -> float:
     """Products computed again in backward."""
     if layout.recompute == "full":
         return sum(going)
-    return sum(going[2:]) if "mlp" in layout.recompute_modules else 0.0
+    return sum(going[2:]) if "mlp" in layout.recompute_modules else 0.0  # the two of the feed-forward
 
 
 def _attention_again(layout: Layout, forward: PassTime) -> float:
@@ -179,4 +185,5 @@ def _passes_again(shape: TransformerShape, layout: Layout, machine: Machine, for
 def _tensor_again(layout: Layout, forward: PassTime) -> float:
     if layout.recompute == "full":
         return forward.tensor
+    # The feed-forward has half of the messages.
     return forward.tensor / 2 if "mlp" in layout.recompute_modules else 0.0

@@ -44,9 +44,11 @@ def operations_like_cuda() -> Iterator[None]:
 
     def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         assert total.shape == (len(a), b.size(1))
+        # In place: on CUDA the product is added without a tensor between.
         total.add_(0)
 
     def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        # It keeps a mask of bytes, as CUDA does; on the CPU F.dropout keeps one of the dtype of x.
         return torch.native_dropout(x, p, training)[0] if training and p > 0 else x
 
     with (

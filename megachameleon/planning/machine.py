@@ -12,7 +12,9 @@ class Machine:
     """A GPU of a cluster, with what it reaches of its peaks."""
 
     cluster: Cluster
+    """What its maker states."""
     efficiencies: Efficiencies
+    """What of it is reached."""
     precision: str = "bf16"
     """Of matrix products, but for those said to be in bf16."""
 

@@ -22,7 +22,9 @@ class MemoryParts:
     """Bytes on one rank at the peak of a step."""
 
     weights: float
+    """As forward and backward use them."""
     gradients: float
+    """The buffer in which they are summed."""
     optimizer: float
     """Moments, and fp32 masters of weights in bf16."""
     activations: float
@@ -46,6 +48,7 @@ def memory_of(shape: TransformerShape, layout: Layout, stage: int = 0) -> Memory
     """
     parameters = stage_parameters(shape, layout, stage)
     held = parameters / layout.replicas if layout.fully_sharded else parameters
+    # In fp32 the weights are their own masters.
     masters = 0 if layout.precision == "fp32" else MASTER_BYTES
     kept = _kept(shape, layout, stage)
     at_head, passing = _at_head(shape, layout, kept), _in_backward(shape, layout, stage, kept)

@@ -16,7 +16,9 @@ class Reported:
     """A run of arXiv 2405.09818, table 2."""
 
     preset: str
+    """Of our configurations."""
     gpus: int
+    """A100 of 80 GB."""
     gpu_hours: int
     tensor_parallel: int
     """Assumed, as is the rest of the layout. Four ranks for the 34B: its QK-norm has four groups, one for each

@@ -104,4 +104,5 @@ def _number(value: float) -> str:
 def _ink(part: str) -> str:
     """Black on light colours, white on dark ones."""
     red, green, blue = (int(COLOURS[part][i : i + 2], 16) for i in (1, 3, 5))
+    # Brightness as the eye has it: the weights are those of ITU-R BT.601.
     return "#222" if 0.3 * red + 0.59 * green + 0.11 * blue > 150 else "#fff"

@@ -21,6 +21,7 @@ class Search:
     tried: int
     """Layouts that the configuration accepts."""
     num_fitting: int
+    """Those of them that fit in memory."""
     fitting: list[Estimate]
     """The fastest first; of layouts that differ in the number of chunks or the micro-batch, the fastest alone."""
     smallest: Estimate | None
@@ -51,6 +52,7 @@ def search(config: RunConfig, world_size: int, cluster: Cluster, advance: Callab
         if smallest is None or found.total_gib < smallest.total_gib:
             smallest = found
         advance()
+    # Of layouts that are equally fast, the one that needs less memory.
     fitting.sort(key=lambda found: (found.time.total, found.total_gib))
     different: dict[tuple[object, ...], Estimate] = {}
     for found in fitting:
@@ -95,6 +97,7 @@ def _parallels(config: RunConfig, cluster: Cluster) -> Iterator[ParallelConfig]:
                 pipeline_parallel=pipeline,
                 virtual_pipeline_parallel=virtual,
                 context_parallel=context,
+                # Never without: it moves as many bytes and keeps fewer.
                 sequence_parallel=tensor > 1,
                 distributed_optimizer=True,
                 overlap_grad_reduce=True,

@@ -16,22 +16,30 @@ class TransformerShape:
     num_layers: int
     hidden_size: int
     num_attention_heads: int
+    """Heads of queries."""
     num_query_groups: int
     """Key/value heads."""
     ffn_hidden_size: int
+    """Width of the inner layer; of each half of SwiGLU's."""
     gated: bool
     """SwiGLU, with three matrices, instead of GELU, with two."""
     vocab_size: int
     sequence_length: int
+    """Tokens of a sample."""
     norm_order: Literal["pre", "swin"] = "pre"
+    """Norms before the branches, or behind them."""
     qk_norm: bool = False
+    """Norms of queries and keys."""
     dropout: bool = False
     """Whether masks of hidden dropout are drawn and kept."""
     attention_dropout: bool = False
+    """The same for attention's weights; only unfused attention keeps that mask."""
     bias: bool = False
     """Biases of linear layers."""
     tied_embeddings: bool = False
+    """One table for embedding and head."""
     learned_positions: bool = False
+    """A table of positions instead of RoPE."""
 
     @classmethod
     def from_model(cls, model: ModelConfig, sequence_length: int) -> "TransformerShape":
@@ -95,16 +103,20 @@ class Layout:
     """How a step is divided over devices, and what is kept, recomputed and hidden."""
 
     world_size: int
+    """GPUs."""
     global_batch_size: int
     """Samples of a step."""
     micro_batch_size: int = 1
+    """Samples of a forward pass of one rank."""
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     virtual_pipeline_parallel: int = 1
     """Chunks of layers on each stage."""
     context_parallel: int = 1
     sequence_parallel: bool = False
+    """Tensor ranks share activations outside their regions, along the sequence."""
     recompute: Literal["none", "selective", "full"] = "none"
+    """Nothing, `recompute_modules`, or whole layers."""
     recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp"], ...] = ()
     """What `selective` computes again."""
     distributed_optimizer: bool = False
@@ -112,10 +124,13 @@ class Layout:
     fully_sharded: bool = False
     """Weights and gradients split too, weights gathered for each layer (ZeRO 3, FSDP); ours has no such mode."""
     overlap_grad_reduce: bool = False
+    """Gradients are summed under backward."""
     overlap_param_gather: bool = False
+    """Weights are gathered under forward."""
     overlap_tensor_parallel: bool = False
     """Tensor-parallel communication runs under matrix products (userbuffers, async TP)."""
     attention: Literal["flash", "unfused"] = "flash"
+    """Whether scores are ever in memory: `unfused`."""
     head: Literal["chunked", "whole"] = "chunked"
     """Whether logits of all tokens of a micro-batch exist at once."""
     precision: Literal["bf16", "fp8", "fp32"] = "bf16"
@@ -181,6 +196,7 @@ class Layout:
     @property
     def optimizer_shards(self) -> int:
         """Devices that share one copy of the optimizer's states."""
+        # megatron-core splits states over context ranks too: they hold the same weights.
         return self.replicas if self.distributed_optimizer or self.fully_sharded else 1
 
     @property

@@ -8,6 +8,7 @@ class Software:
     """Traits of a code base, each read in its source or in what was published about it."""
 
     name: str
+    """For people."""
     overlaps_backward: bool
     """Tensor-parallel messages of column-split layers run under backward's products."""
     overlaps_transfers: bool

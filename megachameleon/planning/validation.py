@@ -40,6 +40,7 @@ def error_summary(points: Sequence[Point], results: Sequence[Validated]) -> list
     """Mean and largest errors: of both halves, of each source when nothing of it was fitted to, and in sample."""
     first, second = halves(points)
     families = list(dict.fromkeys(point.family for point in points))
+    # Slices as in `halves`: results at even places are of the first half.
     rows: list[tuple[str, Sequence[Validated]]] = [
         (f"all {len(points)}, each predicted from the other half", results),
         (f"{len(first)} predicted from the other {len(second)}", results[0::2]),

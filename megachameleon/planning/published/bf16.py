@@ -57,6 +57,7 @@ def _megatron_core() -> Iterator[Point]:
         ("314B", 96, 16384, 128, 8, 8, 1536, 474.4),
         ("462B", 112, 18432, 144, 8, 16, 3072, 459.9),
     ]
+    # Every row has 48 replicas, which gives the number of GPUs.
     for name, layers, hidden, heads, tensor, stages, batch, measured in rows:
         yield Point(
             family="Megatron-Core 0.8, H100",

@@ -13,17 +13,23 @@ class Point:
     """One published measurement."""
 
     family: str
+    """Points of one source and hardware; errors are told by it."""
     name: str
+    """Of the run within its family."""
     source: str
+    """Document, and where in it."""
     cluster: str
     """Name in `hardware.CLUSTERS`."""
     shape: TransformerShape
     layout: Layout
     software: Software
+    """What the trainer overlaps and fuses."""
     measured: float
+    """In `unit`."""
     unit: Literal["teraflops", "seconds", "tokens"]
     """TFLOP/s of a GPU by `convention`, seconds of a step, or tokens a second of a GPU."""
     convention: Convention
+    """Which work the source counts."""
     assumed: str = ""
     """Facts that the source does not state."""
 
