@@ -80,6 +80,7 @@ def _peer_batch(batch: dict[str, Tensor], device: torch.device, isolate: bool) -
     visible = None
     if isolate:
         ids = batch["document_ids"]
+        # before the clock starts: making the mask is no part of a peer's step
         visible = (ids[:, None, :, None] == ids[:, None, None, :]).tril().to(device)
     return PeerBatch(
         tokens=batch["tokens"].to(device),

@@ -100,9 +100,11 @@ class Saving:
                 overrides=(),
             )
         )
+        # the decoder is made with its weights undrawn, so they are whatever memory held
         for parameter in self.ours.decoder.parameters():
             parameter.data.normal_(std=0.02)
         with optimizer_scope():
+            # masters were copied from the weights when there were none yet
             self.ours.state.optimizer.reload_model_params()
         self.root = arguments.output / "checkpoints_measured"
         self.context = context
@@ -116,9 +118,11 @@ class Saving:
         for number in track(range(rounds + 1), "rounds"):
             found: Seconds = defaultdict(list)
             ways = [self._plain, self._beside, self._stopped]
+            # an order that changes, so that what one leaves in caches favours nobody
             for way in ways[number % 3 :] + ways[: number % 3]:
                 way(found, steps)
             for name in (STEP, STEP_BESIDE, BLOCKED, VISIBLE, SYNCHRONOUS):
+                # the first round allocates the buffers
                 seconds[name] += found[name] if number else []
         return seconds
 
@@ -185,6 +189,7 @@ class Saving:
             snapshot=snapshot,
             manifest=manifest,
             texts=small_files(self.ours.config, {}, {}),
+            # the disk holds one checkpoint, however many rounds there are
             retention=Retention(keep_last=1),
         )
 

@@ -20,6 +20,7 @@ from benchmarks.shapes import peak_flops
 from megachameleon.console import progress_bar
 
 SEED = 1234
+"""Of weights and tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,11 @@ class Comparison:
     """What was measured."""
 
     rows: list[Row]
+    """One a contestant, in the order given."""
     timings: list[Timing]
+    """Every step that counts."""
     machine: dict[str, Any]
+    """As `describe_machine`, before the first step."""
     resident_bytes: int | None
     """On the CPU, with one contestant only: what its steps needed beyond the process with its packages imported."""
 
@@ -51,11 +55,13 @@ def compare(
     device = settings.context.device
     machine = describe_machine(device)
     parking = Parking(device, enabled=park)
+    # after packages are imported, which every contestant needs
     before = resident_bytes()
     contestants, first_losses = {}, {}
     for name in names:
         with parking.building(name):
             contestants[name], first_losses[name] = _build(name, settings)
+    # before anything is timed: other losses mean another model, whose times say nothing
     if check:
         require_same_loss({n: first_losses[n] for n in names if contestants[n].same_function}, settings.precision)
     counted = forget_peak()
@@ -90,6 +96,7 @@ def measure_memory(names: Sequence[str], arguments: Sequence[str]) -> dict[str, 
         RuntimeError: such a process failed.
     """
     found: dict[str, int | None] = {}
+    # or each would start processes of its own, without end
     kept = [argument for argument in arguments if argument != "--memory"]
     for name in names:
         with tempfile.TemporaryDirectory() as folder:

@@ -30,6 +30,7 @@ COPY = "copy"
 LOOK_EVERY = 0.005
 """Seconds between looks at memory."""
 WIDTH_OF_FILES = 120
+"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 GB = 1e9
 
 
@@ -38,11 +39,14 @@ class Turn:
     """One conversion, or one copy."""
 
     layers: int
+    """Of the model that was converted."""
     workers: int
     """0: a copy, which has none."""
     name: str
+    """A direction, such as `hf-meta`, or `copy-` and a format."""
     round: int
     seconds: float
+    """Wall time."""
     num_bytes: int
     """Written."""
     peak_bytes: int
@@ -107,12 +111,14 @@ class Bench:
         for number in track(range(rounds + 1), f"rounds, {self.layers} layers"):
             for key in order_of(list(todo), number):
                 turn = self._turn(*todo[key], number)
+                # the first round warms the page cache and the allocator
                 found += [turn] if number else []
         return found
 
     def _turn(self, name: str, workers: int, number: int) -> Turn:
         one, other = name.split("-")
         source, target = self.folder / (other if one == COPY else one), self.folder / "target"
+        # what the turn before has written must not be flushed in this one's time
         os.sync()
         if self.arguments.cold:
             forget(source)
@@ -165,6 +171,7 @@ def copy_durably(source: Path, target: Path) -> None:
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copied)
         with copied.open("rb") as file:
+            # converted files are durable, so copied ones have to be
             os.fsync(file.fileno())
 
 

@@ -36,6 +36,7 @@ def read_texts(path: Path) -> list[str]:
 def _documents(document_bytes: int | None) -> Iterator[str]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
+        # what is installed there differs from machine to machine
         if "site-packages" in path.parts:
             continue
         try:

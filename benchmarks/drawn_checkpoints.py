@@ -22,7 +22,9 @@ class DrawnSource:
     """A checkpoint that is nowhere."""
 
     description: Description
+    """Of the checkpoint that it stands for."""
     tile: Tensor = field(default_factory=lambda: torch.randn(TILE, generator=torch.Generator().manual_seed(0)) * 0.02)
+    """fp32 [TILE]."""
 
     def hashes(self) -> list[KnownHash]:
         """None: there are no files."""
@@ -36,6 +38,7 @@ class DrawnSource:
         values = torch.empty(box.size, dtype=tile.dtype)
         for start in range(0, box.size, TILE):
             part = values[start : start + TILE]
+            # repeated and not drawn: drawing gigabytes would take longer than converting them
             part.copy_(tile[: len(part)])
         return values.view(box.shape)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NAMES = ("ours", "megatron-z", "megatron")
 MIB = 2**20
 WIDTH_OF_FILES = 120
+"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,9 @@ class Measured:
     """What one process found."""
 
     timings: "list[Timing]"
+    """Every step that counts."""
     first_losses: dict[str, float]
+    """By contestant, nats per token."""
     resident_bytes: int | None
     """With a single contestant on the CPU: what its first step needed beyond weights, gradients and inputs."""
 
@@ -101,6 +104,7 @@ def measure_memory(names: Sequence[str]) -> dict[str, int | None]:
     from benchmarks.machine import PROJECT
 
     found: dict[str, int | None] = {}
+    # or each would start processes of its own, without end
     kept = [argument for argument in sys.argv[1:] if argument != "--memory"]
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -127,6 +131,7 @@ def require_same(heads: "dict[str, Head]", losses: dict[str, float]) -> None:
         pairs = [(losses[name], losses[first])]
         for theirs, ours in zip(heads[name].gradient_norms(), heads[first].gradient_norms(), strict=True):
             pairs.append((theirs, ours))
+        # rounding to bf16 alone is up to 0.4 % a value
         if any(abs(theirs / ours - 1) > 0.02 for theirs, ours in pairs):
             raise ValueError(f"--contestants: {name} computes another loss or gradient than {first}: {pairs}")
 
@@ -138,6 +143,7 @@ def summarise(
     from benchmarks.measuring import Spread, by_round, ratios
 
     def seconds(timing: "Timing") -> float:
+        # CPU time hardly sees other processes; on a GPU it says nothing
         return timing.wall_seconds if on_gpu else timing.cpu_seconds
 
     rows = []

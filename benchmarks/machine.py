@@ -28,6 +28,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _git("rev-parse", "HEAD"),
+        # a commit alone does not say what ran
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
 

@@ -24,11 +24,15 @@ class Timing:
     """One timed step."""
 
     contestant: str
+    """Its name."""
     round: int
+    """From 0."""
     wall_seconds: float
+    """With the wait for the device."""
     cpu_seconds: float
     """Of all threads of the process."""
     loss: float
+    """What `Stepper.step` returned."""
     peak_bytes: int | None
     """Its own memory at the peak of the step: what it keeps between steps and what the step adds. GPU only."""
 
@@ -96,6 +100,7 @@ def order_of(names: list[str], round_number: int) -> list[str]:
     each follows each other one equally often: what one leaves in caches and allocator favours nobody.
     """
     count = len(names)
+    # Williams (1949): 0, 1, n-1, 2, n-2, ... turned on by one each round
     zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]
     order = [names[(place + round_number) % count] for place in zigzag]
     return order[::-1] if count % 2 and round_number // count % 2 else order
@@ -128,5 +133,6 @@ def _timed_step(
     if on_gpu:
         torch.cuda.synchronize()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    # others' memory stands on the device as well, so only what the step adds is counted, and its own
     peak = torch.cuda.max_memory_allocated() - before + parking.kept_bytes[name] if on_gpu else None
     return Timing(contestant=name, round=round_number, wall_seconds=wall, cpu_seconds=cpu, loss=loss, peak_bytes=peak)

@@ -37,8 +37,11 @@ class MeasuredStep:
     """A training step with some monitors at work."""
 
     take: Callable[..., Any]
+    """`train_step` with all that does not change."""
     monitors: tuple[Any, ...]
+    """Those at work."""
     samples_a_step: int
+    """By which the position in the data goes on."""
 
     def step(self, number: int) -> float:
         """See `measuring.Stepper`."""
@@ -130,6 +133,7 @@ def measured_steps(arguments: argparse.Namespace, context: Any) -> dict[str, Mea
         overrides=("logging.monitor_every=1",),
     )
     ours = Ours(settings)
+    # the decoder is made with its weights undrawn, so they are whatever memory held
     for parameter in ours.decoder.parameters():
         parameter.data.normal_(std=0.02)
     with optimizer_scope():

@@ -49,12 +49,15 @@ class Parking:
     def _leave(self, name: str) -> None:
         for storage, copy in zip(self._storages[name], self._copies[name], strict=True):
             copy.copy_(_bytes_of(storage))
+            # emptied in place: views in models and optimizers stay valid
             storage.resize_(0)
         if self.device.type == "cuda":
+            # or the allocator keeps what the next one needs, in blocks of other sizes
             torch.cuda.empty_cache()
 
     def _live_storages(self) -> dict[int, torch.UntypedStorage]:
         """By address, those that Python knows of."""
+        # cycles keep tensors alive that nobody can reach any more
         gc.collect()
         # Compilers leave tensors of other types behind, which have no memory.
         tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter)]

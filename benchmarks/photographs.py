@@ -12,6 +12,7 @@ SLOPE = 2.2
 """Amplitudes of natural pictures fall with about this power of the frequency, once a lens has softened them."""
 
 SHAPES, GRAIN = 40, 1.5
+"""Lines and discs in a picture, and the deviation of its noise, of 255."""
 
 
 def make_jpegs(count: int, width: int, height: int, seed: int) -> list[bytes]:
@@ -30,6 +31,7 @@ def draw_photograph(random: np.random.Generator, width: int, height: int) -> Ima
     """Clouds with the spectrum of natural pictures, shapes with hard edges, and grain."""
     across, down = np.fft.rfftfreq(width)[None], np.fft.fftfreq(height)[:, None]
     frequency = np.hypot(across, down)
+    # the mean has frequency 0, by which nothing can be divided
     frequency[0, 0] = 1 / max(width, height)
     spectrum = random.standard_normal((2, 3, *frequency.shape))
     clouds = np.fft.irfft2((spectrum[0] + 1j * spectrum[1]) / frequency**SLOPE, (height, width))

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 NAMES = ("ours", "ours-exact", "pillow", "pillow-draft", "huggingface", "opencv-area", "opencv-lanczos")
 DEFAULT_NAMES = ("ours", "ours-exact", "pillow")
 REFERENCE = "pillow"
+"""Whose pixels the others are compared with."""
 WIDTH_OF_FILES = 120
+"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -38,6 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
     from benchmarks.parking import Parking
     from megachameleon.files import write_text
 
+    # speeds are of one core, since workers each have one
     torch.set_num_threads(1)
     device = torch.device("cpu")
     machine = describe_machine(device)

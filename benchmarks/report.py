@@ -22,15 +22,22 @@ class Row:
     name: str
     title: str
     wall_seconds: Spread
+    """A step."""
     cpu_seconds: Spread
+    """Of all threads of the process, a step."""
     wall_ratio: Spread
     """Its time over ours, paired by round: above 1 we are faster."""
     cpu_ratio: Spread
     tokens_per_second: float
+    """By the median wall time; padding counts."""
     first_loss: float
+    """Nats per token; NaN where it was not computed."""
     peak_bytes: int | None
+    """Own memory; None where it was not measured."""
     mfu_causal: float | None
+    """FLOPs over the device's peak, with the visible half of attention; None without a known peak."""
     mfu_full_attn: float | None
+    """The same with all of attention."""
 
 
 def make_row(
@@ -88,6 +95,7 @@ def print_report(rows: Sequence[Row], reference: str, console: Console) -> None:
     )
     table.add_column("")
     lines = [_cells(row) for row in rows]
+    # columns that nobody fills, such as MFU on a CPU, are left out
     shown = [heading for heading in lines[0] if any(line[heading] for line in lines)]
     for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)

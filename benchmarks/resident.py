@@ -24,6 +24,7 @@ def private_bytes() -> int | None:
 def forget_peak() -> bool:
     """Count the peak anew from here; False where the system does not allow it."""
     try:
+        # proc(5): 5 resets the peak, VmHWM, to what is resident now
         CLEAR.write_text("5")
     except OSError:
         return False

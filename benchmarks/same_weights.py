@@ -33,6 +33,7 @@ class Weights:
             return noise * 0.1
         if kind.endswith("norm"):
             return 1 + noise * 0.1
+        # GPT-2's scaling of what is added to the residual stream
         return noise * (STD / math.sqrt(2 * self.shape.layers) if kind in ("o", "down") else STD)
 
     def _size(self, kind: str) -> tuple[int, ...]:
@@ -66,6 +67,7 @@ def require_same_loss(losses: dict[str, float], precision: str) -> None:
     if len(losses) < 2:
         return
     low, high = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+    # `not <=` and not `>`, so that NaN is refused
     if not losses[high] - losses[low] <= TOLERANCE[precision]:
         raise ValueError(
             f"first loss: {low} computes {losses[low]:.6f} and {high} {losses[high]:.6f} from the same weights and "

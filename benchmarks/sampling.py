@@ -34,6 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
     from benchmarks.machine import describe_machine
     from megachameleon.files import write_text
 
+    # speeds are of one core
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         start = start_at_scale(Path(name), arguments) if arguments.shards else None
@@ -84,6 +85,7 @@ def start_at_scale(folder: Path, arguments: argparse.Namespace) -> dict[str, Any
     for number in range(1, arguments.datasets):
         other = folder / "start" / f"{number:02d}" / first.name
         other.parent.mkdir()
+        # one file under many names: 64 of them would fill disk and page cache
         other.hardlink_to(first)
     command = [sys.executable, "-m", "benchmarks.sampling", "--sequence-length", str(length)]
     done = subprocess.run(
@@ -107,16 +109,19 @@ def measure_start(folder: Path, sequence_length: int) -> dict[str, Any]:
     from megachameleon.data.packing.packed import open_packed
 
     before, wall, cpu = resident_bytes() or 0, time.perf_counter(), time.process_time()
+    # checked=0, for the shards behind these indices do not exist
     datasets = {p.name: open_packed([p], sequence_length, "best_fit", checked=0) for p in sorted(folder.iterdir())}
     stages = [Stage(10**9, dict.fromkeys(datasets, 1.0), "tokens"), Stage(None, dict.fromkeys(datasets, 1.0))]
     blend = BlendedSamples.of(datasets, stages, seed=1)
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     growth = []
+    # at three far places: memory must not grow with what has been looked up
     for million in range(3):
         for position in range(million * 10**9, million * 10**9 + 20_000):
             draw = blend.blend[position]
             source, strata = datasets[draw.dataset].sources[0], datasets[draw.dataset].strata
             stratum, ordinal = 0, draw.index
+            # by hand, as `PackedDataset` does, but without opening a shard
             while ordinal >= strata[stratum]:
                 stratum, ordinal = stratum + 1, ordinal - strata[stratum]
             source.index.find(stratum, ordinal)  # type: ignore[attr-defined]

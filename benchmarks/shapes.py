@@ -11,13 +11,21 @@ class Shape:
     """A pre-norm decoder with QK-norm, SwiGLU, rotary positions and an untied head, and the batch it is fed."""
 
     layers: int
+    """Of the decoder."""
     hidden: int
+    """Width of the residual stream."""
     heads: int
+    """Of queries."""
     kv_groups: int
+    """Heads of keys and values."""
     ffn: int
+    """Inner width of SwiGLU."""
     vocab: int = 65_536
+    """Ids."""
     sequence_length: int = 4_096
+    """Positions of a sample."""
     micro_batch_size: int = 1
+    """Samples in a step."""
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
 
@@ -48,7 +56,9 @@ class Shape:
         Args:
             causal: count the visible half of the attention matrix (`mfu_causal`), or all of it (`mfu_full_attn`).
         """
+        # scores and values are two products, each 2 FLOPs forwards and 4 backwards
         attention = 12 * self.layers * self.sequence_length * self.hidden * (0.5 if causal else 1.0)
+        # 2 FLOPs a parameter forwards, 4 backwards; the embedding is a look-up
         return 6 * (self.layer_matrix_parameters + self.vocab * self.hidden) + attention
 
     def validate(self) -> None:

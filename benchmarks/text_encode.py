@@ -31,12 +31,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Encode and print a table."""
+    # all contestants have one core
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     texts = _texts(arguments.input, int(arguments.megabytes * 1e6))
     size = sum(len(text.encode()) for text in texts)
     pairs = _candidates(arguments)
     speeds: dict[str, list[float]] = {name: [] for name, _, _ in pairs}
     for _ in track(range(arguments.rounds), "rounds"):
+        # interleaved: all meet the same load of the machine
         for name, encode, _ in pairs:
             start = time.process_time()
             for text in texts:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAMES = ("ours", "tokenizer", "sentencepiece", "megatron-lm")
 WIDTH_OF_FILES = 120
+"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +31,11 @@ class Sample:
     contestant: str
     round: int
     cpu_seconds: float
+    """Of all processes of the tool."""
     start_cpu_seconds: float
     """Of a pass over a single line, in the same round."""
     wall_seconds: float
+    """With its start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +43,9 @@ class Input:
     """What is tokenized."""
 
     path: Path
+    """JSON lines."""
     documents: int
+    """Lines."""
     bytes: int
     """Of UTF-8 text."""
 
@@ -122,6 +127,7 @@ def measure(tools: "Mapping[str, TextTool]", source: Input, rounds: int, tempora
     samples, expected = [], None
     for number in range(rounds):
         for name in order_of(list(tools), number):
+            # in the same round, because imports too depend on the load of the machine
             start = tools[name](first_line).cpu_seconds if tools[name].starts else 0.0
             done = tools[name](source.path)
             expected = done.ids if expected is None else expected

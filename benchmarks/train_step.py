@@ -15,7 +15,9 @@ from benchmarks.shapes import PRESETS, Shape
 from megachameleon.console import run_tool, tool_parser
 
 SIZES = ("layers", "hidden", "heads", "kv_groups", "ffn", "vocab", "sequence_length", "micro_batch_size")
+"""Fields of `Shape` that the command line may change."""
 WIDTH_OF_FILES = 150
+"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,9 @@ DEFAULT_NAMES = ("ours", "ours-bf16", "huggingface")
 SAME = ("ours", "ours-plain", "huggingface", "huggingface-channels-last")
 """Those that must give the same codes."""
 LEAST_EQUAL = 0.999
+"""Share of equal codes; rounding may turn a near tie."""
 WIDTH_OF_FILES = 120
+"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -89,6 +91,7 @@ class Batches:
     def step(self, number: int) -> float:
         """The sum of all codes."""
         start = number * self.size % (len(self.pictures) - self.size + 1)
+        # a float: reading it waits for the device
         return float(self.encode(self.pictures[start : start + self.size]).sum())
 
 
@@ -101,6 +104,7 @@ def compare_codes(encoders: "Mapping[str, Encoder]", reference: "Encoder", pictu
     expected = [reference(picture[None]) for picture in pictures]
     shares = {}
     for name, encode in encoders.items():
+        # one by one, as the reference: another batch size may round otherwise
         found = [encode(picture[None]) for picture in pictures]
         pairs = zip(found, expected, strict=True)
         shares[name] = sum(float((own.cpu() == codes.cpu()).float().mean()) for own, codes in pairs) / len(pictures)
