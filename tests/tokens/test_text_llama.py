@@ -185,6 +185,10 @@ def test_a_tokenizer_json_that_merges_otherwise_is_refused(llama, tmp_path):
     refuse(lambda file: file.update(pre_tokenizer={"type": "Metaspace", "replacement": "▁"}), "pre_tokenizer")
     refuse(lambda file: file["model"]["merges"].append("abc"), "'abc', which is no pair")
     refuse(lambda file: file["model"]["vocab"].update(new=7), "ids of its pieces")
+    refuse(lambda file: file["model"]["merges"].append("a" * 500 + " " + "b" * 501), "of more than 1,000 characters")
+    refuse(lambda file: file.update(added_tokens=[{"content": ["x"], "id": 7}]), "not a tokenizer, or a damaged one")
+    refuse(lambda file: file.update(pre_tokenizer=["x"]), "not a tokenizer, or a damaged one")
+    refuse(lambda file: file["model"]["vocab"].update({"\ud800": len(file["model"]["vocab"])}), "not a tokenizer")
 
 
 def _several(file):

@@ -4,6 +4,7 @@ Ids are the places of pieces, as in embedding and head of the model beside them.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
 """In a Llama's folder; the first one is preferred."""
 MAX_BYTES = 2**28
 """Larger files are refused unread; Llama's has half a megabyte."""
+LONGEST_PIECE = 1_000
+"""Characters; the longest that are in use are runs of spaces, of about a hundred."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """sentencepiece's types of pieces."""
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -40,11 +43,13 @@ def read_llama_model(path: Path) -> Any:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes are no tokenizer; give Llama's {MODEL_FILE}")
     content = path.read_bytes()
-    model = _from_sentencepiece(content, path) if path.suffix == ".model" else _from_json(content, path)
-    spellings = [piece.piece for piece in model.pieces]
-    if len(set(spellings)) != len(spellings):
-        twice = next(spelling for number, spelling in enumerate(spellings) if spelling in spellings[:number])
-        raise ValueError(f"{path}: two pieces are spelled {twice!r}; give an undamaged file")
+    try:
+        model = _from_sentencepiece(content, path) if path.suffix == ".model" else _from_json(content, path)
+    except (TypeError, AttributeError, UnicodeEncodeError) as error:  # a file of JSON may have anything anywhere
+        raise ValueError(f"{path}: not a tokenizer, or a damaged one ({error}); {REMEDY}") from None
+    times = Counter(piece.piece for piece in model.pieces)
+    if twice := [spelling for spelling, count in times.items() if count > 1]:
+        raise ValueError(f"{path}: two pieces are spelled {twice[0]!r}; give an undamaged file")
     bytes_found = {piece.piece for piece in model.pieces if piece.type == BYTE}
     # without all of them some text would become the unknown piece and be lost
     if bytes_found != set(BYTES):
@@ -137,6 +142,8 @@ def _merges(merges: Any, path: Path) -> list[tuple[str, str]]:
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise ValueError(f"{path}: model.merges has {merge!r}, which is no pair of pieces; {REMEDY}")
+        if len(parts[0]) + len(parts[1]) > LONGEST_PIECE:  # each is cut in every place, which takes its square
+            raise ValueError(f"{path}: model.merges has a piece of more than {LONGEST_PIECE:,} characters; {REMEDY}")
         pairs.append((parts[0], parts[1]))
     return pairs
 
