@@ -9,6 +9,7 @@ From a format to itself the tensors are divided anew. All is written beside DST,
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -213,8 +214,8 @@ def _require_sensible(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if arguments.shard_size is not None and not arguments.shard_size > 0:
-        raise ValueError(f"--shard-size {arguments.shard_size}: must be more than 0")
+    if arguments.shard_size is not None and not 1 <= arguments.shard_size * 1e9 < math.inf:
+        raise ValueError(f"--shard-size {arguments.shard_size}: must be a number of GB, at least 1e-9")
     way = f"--from {arguments.source_kind} --to {arguments.kind}"
     for name, applies in APPLIES.items():
         value: Any = getattr(arguments, name)

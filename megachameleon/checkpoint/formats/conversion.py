@@ -22,7 +22,14 @@ from megachameleon.checkpoint.boxes import Box
 from megachameleon.checkpoint.folder import DamagedCheckpointError
 from megachameleon.checkpoint.formats.jobs import Job, Meter, run_jobs
 from megachameleon.checkpoint.formats.plain import Cut, KnownHash, OutputFile, Piece, Sink, Source
-from megachameleon.files import read_json, require_free_space, require_usable_folder, sync_directory, write_json
+from megachameleon.files import (
+    no_room_named,
+    read_json,
+    require_free_space,
+    require_usable_folder,
+    sync_directory,
+    write_json,
+)
 
 JOB_FILE = "conversion.json"
 RECORDS = "records"
@@ -32,6 +39,7 @@ STRIDE = 1 << 20
 """Bytes of the source that are read and hashed at a time, while they are in the processor's cache."""
 BLOCK = 16 << 20
 """Bytes of a matrix that are made at a time; the C library maps and unmaps what is larger than 32 MiB each time."""
+GOES_ON = "finished files stay: free some room, and the same command goes on"
 LOOK_AT = 1 << 20
 """Values that are counted at a time where some are not finite; what that needs beside them stays in the cache."""
 
@@ -62,12 +70,12 @@ def convert(source: Source, sink: Sink, destination: Path, *, workers: int = 1) 
         ValueError: `destination` exists, the disk is too small, the source is damaged or holds values that are not
             finite, or what was left by an interrupted conversion belongs to another one.
     """
-    if destination.exists() or destination.is_symlink():
-        raise ValueError(f"{destination}: exists already; remove it or choose another destination")
+    _require_new(destination)
     require_usable_folder(destination)
     folder = temporary_folder(destination)
     files, hashes = sink.files(), source.hashes()
     with _owned(folder):
+        _require_new(destination)  # again, since another conversion may have ended in between
         found = _finished_before(folder, destination, source, files, hashes)
         missing = [file for file in files if file.name not in found]
         require_free_space(folder, sum(file.num_bytes for file in missing), "the converted checkpoint")
@@ -78,6 +86,11 @@ def convert(source: Source, sink: Sink, destination: Path, *, workers: int = 1) 
             raise
         _complete(folder, destination, sink, files)
     return Conversion(num_files=len(files), num_bytes=sum(file.num_bytes for file in files), files_found=len(found))
+
+
+def _require_new(destination: Path) -> None:
+    if destination.exists() or destination.is_symlink():
+        raise ValueError(f"{destination}: exists already; remove it or choose another destination")
 
 
 def _do(
@@ -120,10 +133,8 @@ def _finished_before(
     job |= {"files": layout}
     path = folder / JOB_FILE
     if path.is_file() and (before := read_json(path)) != job:
-        raise ValueError(
-            f"{folder}: was left by another conversion to {destination.name}, of {before.get('source')} or with other "
-            "options; run that one again, or remove this folder"
-        )
+        _require_nothing_finished(folder, destination, before)
+        shutil.rmtree(folder / CHECKED, ignore_errors=True)  # of another source
     write_json(path, job)
     if not all(_checked_path(folder, known).is_file() for known in hashes):
         shutil.rmtree(folder / RECORDS, ignore_errors=True)
@@ -135,6 +146,15 @@ def _finished_before(
     }
     _remove_remains(folder, finished)
     return finished
+
+
+def _require_nothing_finished(folder: Path, destination: Path, before: dict[str, str]) -> None:
+    """Refuse to throw away what another conversion has done; one that was refused or killed early has done nothing."""
+    if any((folder / RECORDS).glob("*.json")):
+        raise ValueError(
+            f"{folder}: was left by another conversion to {destination.name}, of {before.get('source')} as it was then "
+            "or with other options; run that one again, or remove this folder"
+        )
 
 
 def _remove_remains(folder: Path, finished: set[str]) -> None:
@@ -165,7 +185,7 @@ def _write(source: Source, sink: Sink, file: OutputFile, folder: Path, meter: Me
     path = folder / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + PARTIAL)
-    with torch.no_grad():
+    with torch.no_grad(), no_room_named(unfinished, remedy=GOES_ON):
         blocks = (block for piece in file.pieces for block in _blocks(piece, source.description.model.head_dim))
         digests = sink.write(unfinished, file.pieces, (_made(source, sink, block, meter) for block in blocks))
     unfinished.replace(path)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, Shape
 from megachameleon.config import ModelConfig, RunConfig
+from megachameleon.files import read_json
 
 Digests = Mapping[str, str]
 """Hashes of a file by algorithm, such as `sha256`: whatever the format's small files tell."""
@@ -197,6 +198,25 @@ class Sink(Protocol):
             digests: of the files with tensors, by their names.
         """
         ...
+
+
+def read_extra(folder: Path) -> dict[str, Any]:
+    """Our own file beside an export; empty where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / EXTRA_FILE
+    extra = read_json(path) if path.is_file() else {}
+    if not isinstance(extra, dict):
+        raise ValueError(f"{path}: is not a JSON object; copy it again or remove it")
+    return extra
+
+
+def stored_hashes(extra: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 by the names of files, as our own file beside them tells."""
+    found = extra.get("sha256")
+    return {name: str(digest).lower() for name, digest in found.items()} if isinstance(found, dict) else {}
 
 
 def whole(name: str, shape: Shape) -> Cut:

@@ -12,6 +12,12 @@ from megachameleon.files import read_json
 Kind = Literal["megatron", "hf", "meta"]
 KINDS: tuple[Kind, ...] = ("megatron", "hf", "meta")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+SIGNS: dict[Kind, tuple[str, ...]] = {
+    "megatron": ("manifest.json", "step_*/manifest.json", "checkpoints/step_*/manifest.json"),
+    "hf": ("config.json",),
+    "meta": ("consolidated*.pth",),
+}
+"""By which files a folder shows its format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +50,19 @@ def open_source(kind: Kind, path: Path, options: Options) -> Source:
     """
     from megachameleon.checkpoint.formats.rows import ResizedSource, require_rows
 
+    _require_kind(kind, path)
     source = _open(kind, path, options)
     if options.vocab_size is not None:
         return ResizedSource(source, options.vocab_size, tokenizer=options.tokenizer)
     require_rows(source.description)
     return source
+
+
+def _require_kind(kind: Kind, path: Path) -> None:
+    """Refuse a folder that shows another format only; what is wrong with others, their readers say."""
+    shown = [other for other in KINDS if any(any(path.glob(sign)) for sign in SIGNS[other])]
+    if shown and kind not in shown:
+        raise ValueError(f"{path}: has no {SIGNS[kind][0]}, and looks like {shown[0]}: give --from {shown[0]}")
 
 
 def _open(kind: Kind, path: Path, options: Options) -> Source:

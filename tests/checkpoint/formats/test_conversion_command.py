@@ -55,6 +55,12 @@ def test_nothing_is_none_or_less(option):
         convert_checkpoint._require_sensible(parsed(way, option, "0"))
 
 
+@pytest.mark.parametrize("size", ["inf", "1e300", "1e-300", "nan", "-1"])
+def test_sizes_of_files_that_are_none(size):
+    with pytest.raises(ValueError, match=r"--shard-size .*: must be a number of GB"):
+        convert_checkpoint._require_sensible(parsed("hf-hf", "--shard-size", size))
+
+
 def run_with(convert, monkeypatch):
     """The exit status, with this in place of the conversion."""
     description = SimpleNamespace(notes=("seen",), model=SimpleNamespace(num_parameters=1234567))

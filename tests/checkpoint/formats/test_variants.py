@@ -37,8 +37,9 @@ def changed(exports, tmp_path):
         values = json.loads((exports[case] / "config.json").read_text())
         config(values)
         (folder / "config.json").write_text(json.dumps(values))
-        extra = exports[case] / "megachameleon.json"
-        (folder / extra.name).write_bytes(extra.read_bytes())
+        extra = json.loads((exports[case] / "megachameleon.json").read_text())
+        del extra["sha256"]
+        (folder / "megachameleon.json").write_text(json.dumps(extra))
         return folder
 
     return change

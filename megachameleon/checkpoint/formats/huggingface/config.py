@@ -46,6 +46,8 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
             "transformers; the decoder here has one for both"
         )
     _require_usual_heads(path, values)
+    if not isinstance(values["swin_norm"], bool):  # "false" would be true
+        raise ValueError(f"{path}: swin_norm is {values['swin_norm']!r}, not true or false")
     try:
         model = ModelConfig(
             vocab_size=values["vocab_size"],
@@ -84,7 +86,7 @@ def rope_theta(path: Path, values: dict[str, Any]) -> Any:
     Raises:
         ValueError: none, or RoPE that is scaled.
     """
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}  # of both, transformers takes the older
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if kind != "default":
         raise ValueError(f"{path}: RoPE of type {kind!r}; the decoder here has the default only")

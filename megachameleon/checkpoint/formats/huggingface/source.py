@@ -21,7 +21,15 @@ from megachameleon.checkpoint.formats.huggingface.names import (
     shape_in_huggingface,
 )
 from megachameleon.checkpoint.formats.meta.names import halves_together
-from megachameleon.checkpoint.formats.plain import EXTRA_FILE, Description, KnownHash, plain_shapes, require_tensors
+from megachameleon.checkpoint.formats.plain import (
+    EXTRA_FILE,
+    Description,
+    KnownHash,
+    plain_shapes,
+    read_extra,
+    require_tensors,
+    stored_hashes,
+)
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
 
@@ -58,7 +66,8 @@ class HuggingFaceSource:
         require_tensors(
             path, found, {name_in_huggingface(n): self._stored(model, n, s) for n, s in self._shapes.items()}
         )
-        extra = read_json(path / EXTRA_FILE) if (path / EXTRA_FILE).is_file() else {}
+        extra = read_extra(path)
+        self._sha256 = stored_hashes(extra)
         vocabulary = read_vocabulary(path, settings, extra, tokenizer)
         self.description = Description(
             model=model,
@@ -74,8 +83,12 @@ class HuggingFaceSource:
         self.description = replace(self.description, notes=(*self.description.notes, *self._averages(average_qk_norm)))
 
     def hashes(self) -> list[KnownHash]:
-        """None: the format has no hashes."""
-        return []
+        """Of the files that are read: those that our own file beside them knows; the format itself has no hashes."""
+        return [
+            KnownHash(path=self.folder / name, digest=digest, said_by=EXTRA_FILE)
+            for name in sorted(set(self.places.values()))
+            if (digest := self._sha256.get(name))
+        ]
 
     def read(self, name: str, box: Box) -> Tensor:
         """See `Source`."""

@@ -32,9 +32,9 @@ from megachameleon.checkpoint.formats.plain import (
     KnownHash,
     layer_of,
     plain_shapes,
+    read_extra,
     require_tensors,
 )
-from megachameleon.files import read_json
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.torch_files import TorchTensor, read_part, read_torch_index
 
@@ -61,7 +61,7 @@ class MetaSource:
         shards = len(self.files)
         self._checklist = _read_checklist(folder)
         self._shards = [_tensors(folder / name) for name in self.files]
-        extra = _read_extra(folder)
+        extra = read_extra(folder)
         found = {name: tensor.shape for name, tensor in self._shards[0].items()}
         model = model_of_params(folder, params, found, shards, extra)
         require_shards(model, shards, str(folder))
@@ -243,18 +243,11 @@ def _read_checklist(folder: Path) -> dict[str, str]:
             continue
         if Path(name).name != name or len(digest) != 32 or set(digest.lower()) - set("0123456789abcdef"):
             raise ValueError(f"{path}: {line[:80]!r} is not an MD5 and the name of a file beside it; copy it again")
-        if name.startswith("consolidated") and not (folder / name).is_file():
+        read = name.startswith("consolidated") or name in (PARAMS_FILE, CONSOLIDATE_FILE)
+        if read and not (folder / name).is_file():
             raise ValueError(f"{path}: names {name!r}, which is not beside it; copy it there")
         found[name] = digest.lower()
     return found
-
-
-def _read_extra(folder: Path) -> dict[str, Any]:
-    path = folder / EXTRA_FILE
-    extra = read_json(path) if path.is_file() else {}
-    if not isinstance(extra, dict):
-        raise ValueError(f"{path}: is not a JSON object; copy it again or remove it")
-    return extra
 
 
 def _vocabulary(folder: Path, size: int, extra: Mapping[str, Any], tokenizer: Path | None) -> dict[str, Any] | None:
