@@ -141,6 +141,7 @@ class Blend:
 
     def names_before(self, position: int) -> list[str]:
         """The datasets, sorted, that have weight in a stage that begins before `position`."""
+        # one start more than stages, unless the last stage is open-ended
         begun = [names for names, start in zip(self._names, self._starts, strict=False) if start.position < position]
         return sorted({name for names in begun for name in names})
 
@@ -222,6 +223,7 @@ class BlendedSamples:
             ValueError: as `Blend`, or a stage asks for picture tokens that the datasets cannot give.
         """
         check_stages({name: len(dataset) for name, dataset in datasets.items()}, stages)
+        # `Blend` counts samples alone, so shares of tokens become shares of samples first
         resolved = [
             Stage(stage.num_samples, sample_weights(stage, datasets, f"data.stages[{number}]"))
             for number, stage in enumerate(stages)
@@ -243,6 +245,7 @@ class BlendedSamples:
 
     def batch(self, positions: Sequence[int]) -> Sample:
         """The samples at several positions as one batch [B, S]."""
+        # documents are laid straight into the batch: stacking samples would copy each once more
         batch = Sample.empty(len(positions), self.sequence_length)
         for row, position in enumerate(positions):
             draw = self.blend[position]
@@ -267,6 +270,7 @@ class FirstSamples:
             num_samples: at most this many; None for all.
         """
         self.dataset = dataset
+        # a key without a seed, so that validation losses of any two runs can be compared
         self._order = EpochOrder(dataset.strata, ("first samples",))
         self._length = len(dataset) if num_samples is None else min(num_samples, len(dataset))
 
@@ -295,6 +299,7 @@ def what_changed(then: str, today: str) -> str:
     parts = []
     for name in sorted(was.keys() & are.keys()):
         if was[name] != are[name]:
+            # an identity is a fingerprint, then what a person can compare
             (_, _, before), (_, _, now) = was[name].partition(" "), are[name].partition(" ")
             parts.append(f"dataset {name} has other shards or packing ({now}; it had {before})")
     parts += [f"dataset {name} is gone" for name in was if name not in are]

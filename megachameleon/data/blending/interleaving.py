@@ -83,6 +83,7 @@ class Interleaving:
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """The parts of a block and how many of each came before: int64 [block_size, less at the end] each."""
         cached = self._cached
+        # one block is kept: positions are read nearly in order, and a block costs milliseconds
         if cached is not None and cached[0] == block:
             return cached[1:]
         start = block * self.block_size

@@ -102,6 +102,7 @@ def tilted(
             below, above = (middle, above) if _mean(given, share, middle) < aim else (below, middle)
         changed = _tilt(given, share, above)
         total = sum(changed.values())
+        # at least one step of the grid: a dataset with weight must not vanish by rounding
         return {name: Fraction(max((weight / total).quantize(GRID), GRID)) for name, weight in changed.items()}
 
 

@@ -75,6 +75,7 @@ def write_index(path: Path, summary: PackSummary, entries: Sequence[ShardEntry])
     table[:, 1] = sizes
     table[:, 2] = [crc32(page) for page in pages]
     table[:, 3:] = before[:-1][::PAGE]
+    # the table holds checksums of the pages, so this one covers the whole file
     digest = hashlib.sha256(text + table.tobytes()).digest()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(PREAMBLE.pack(MAGIC, 1, len(text), digest) + text + table.tobytes())

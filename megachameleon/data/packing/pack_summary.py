@@ -89,6 +89,7 @@ def total(summaries: Sequence[PackSummary], origin: str) -> PackSummary:
     tokenizers = {}
     for kind in ("tokenizer", "image_tokenizer"):
         found = {getattr(summary, kind): None for summary in summaries}
+        # shards without pictures may have been made without an image tokenizer
         found.pop(None, None)
         if len(found) > 1:
             raise ValueError(

@@ -304,6 +304,7 @@ def open_packed(
     """
     sources: list[Source] = []
     for path in map(Path, paths):
+        # mode and length stand in the name, so several packings of one folder do not mix
         index = index_path(path, mode, sequence_length)
         if index.exists():
             source = IndexedSource(path, index)

@@ -64,6 +64,7 @@ def _pack_one(prefix: Path, *, sequence_length: int, mode: PackingMode) -> tuple
     manifest = ShardManifest.load(shard_file(prefix, ".json"))
     path = pack_path(prefix, mode, sequence_length)
     try:
+        # read whole: a pack of before may have been damaged since
         verify_pack(path)
         header, packing, _ = read_pack(path)
         found = header.content == content_of(manifest)
