@@ -147,6 +147,7 @@ class GanTrainer(Trainer):
         self.discriminator.zero_grad(set_to_none=True)
         seen = [self._part(step, self.to_device(part), adversarial) for part in parts]
         reported = {name: torch.stack([terms[name] for terms, _, _ in seen]).mean() for name in seen[0][0]}
+        # both updates come after all parts, so each part has seen the same weights
         self._update("optimizer", step, list(reported.values()))
         if adversarial:
             self._update("discriminator_optimizer", step)

@@ -165,6 +165,7 @@ def _read_shards(index: Path) -> _Found:
 def _prefix(names: Iterable[str], path: Path) -> str:
     """What stands before the names of Meta's file: `model.vqmodel.` in Hugging Face's Chameleon."""
     names = list(names)
+    # the codebook's name is the same in every layout, whatever stands before it
     prefixes = [name.removesuffix(CODEBOOK_TENSOR) for name in names if name.endswith(CODEBOOK_TENSOR)]
     if len(prefixes) != 1:
         raise ValueError(

@@ -118,6 +118,7 @@ def load_pictures(
         digest = hashlib.sha256(pixels.tobytes()).digest()
         if digest in seen:
             continue
+        # kept or not: the reservoir's chances are over all distinct pictures
         seen.add(digest)
         item = (digest, pixels, 1.0 if weights is None else float(weights[number]))
         if len(kept) < max_pictures:

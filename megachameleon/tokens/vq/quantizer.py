@@ -79,6 +79,7 @@ class Codebook(nn.Module):
         counts, _ = self._statistics(vectors, self.nearest(vectors))
         self.counts.copy_(counts * (vectors_per_step / len(vectors)))
         self.sums.copy_(self.codes * self.counts[:, None])
+        # sums on a GPU may differ in their last bits, and codebooks must be equal on all processes
         self._take_from_process_0()
 
     @torch.no_grad()

@@ -135,6 +135,7 @@ class Trainer(ABC):
         if step != self._config.first_quantized_step:
             return
         cells = self.grid[0] * self.grid[1]
+        # enough vectors for each code, and no more memory than that
         count = min(KMEANS_PICTURES, max(1, KMEANS_VECTORS_PER_CODE * self.codebook.num_codes // cells))
         chunks = sample(count)
         # of the trained weights, not averaged ones: these vectors are what the next step quantises

@@ -130,10 +130,12 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, channels[-1], 3, padding=1)
         self.mid = Middle(channels[-1])
         self.up = nn.ModuleList(
+            # one block more than the encoder, as in taming-transformers' VQModel
             Level(before, after, config.num_res_blocks + 1, upsample=level > 0)
             for level, (before, after) in enumerate(zip((*channels[1:], channels[-1]), channels, strict=True))
         )
         self.norm_out = group_norm(channels[0])
+        # linear to the end: Meta's network has no tanh
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -182,6 +184,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.norm2 = group_norm(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        # Identity has no tensors, so the names stay those of Meta's file
         self.nin_shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
