@@ -84,6 +84,7 @@ def _guiding_contexts(
     pictures = [i for i in head if i in kept or vocabulary.is_image_code(i)]
     # the unconditional context of the release: bos and begin-image, then the codes drawn so far
     bare = ([vocabulary.bos, *picture], 1.0 - settings.image_guidance)
+    # the formula by stream: guidance f + (image_guidance - guidance) i + (1 - image_guidance) u
     if pictures:
         seen = ([vocabulary.bos, *pictures, *picture], settings.image_guidance - settings.guidance)
         # a stream of weight 0 would cost a row of every forward pass

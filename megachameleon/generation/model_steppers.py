@@ -36,6 +36,7 @@ class CachedStepper:
         """See `Stepper`."""
         assert self._cache is not None, "prefill comes before decode"
         added = torch.zeros(len(tokens), 1, dtype=torch.int32)
+        # of all columns, since attention asks which of the cached ones are padding
         self._document_ids = torch.cat((self._document_ids, added), dim=1)
         self._cache.enable_decode_mode()
         return self._read(tokens[:, None])
@@ -103,6 +104,7 @@ def _through_stages(
             hidden = torch.empty(shape, dtype=config.params_dtype, device=tokens.device)
             dist.recv(hidden, src=ranks[stage - 1], group=group)
             chunk.set_input_tensor(hidden)
+        # gathered: every tensor-parallel rank must choose the same id
         output = chunk(tokens, position_ids, document_ids, inference_context=cache, runtime_gather_output=True)
         # a leftover would be taken for the input of the next forward pass
         chunk.set_input_tensor(None)
