@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def retrieval(arguments: argparse.Namespace) -> None:
     """Draw the prompts and look for each drawing's nearest real picture."""
+    # inside the commands, here and below: --help and wrong flags are answered without torch
     import numpy as np
     import torch
 

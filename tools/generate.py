@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def main(arguments: argparse.Namespace) -> None:
     """Read prompts, generate, and write the gallery."""
+    # inside main: --help and wrong flags are answered without torch
     from megachameleon.config import ParallelConfig
     from megachameleon.generation.gallery import write_gallery
     from megachameleon.generation.loading import (

@@ -59,6 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _text(arguments: argparse.Namespace) -> None:
+    # inside the commands, here and below: --help and wrong flags are answered without torch
     from megachameleon.tokens.text import require_no_tokenizer
     from megachameleon.tokens.text.importing import import_any_text_tokenizer
 

@@ -55,6 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Freeze the units of work."""
+    # inside the commands, here and below: --help and wrong flags are answered at once
     from megachameleon.data.documents import DocumentOptions
     from megachameleon.data.preprocessing.plan_making import UNKNOWN_REFERENCES, PlanOptions, plan_preprocessing
 

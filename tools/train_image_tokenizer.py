@@ -43,6 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.config:
         # argparse takes the last of two equal flags, so typed ones win
         arguments = build_parser().parse_args([*config_arguments(arguments.config), *sys.argv[1:]])
+    # only now: --help and wrong flags are answered without torch
     from megachameleon.tokens.vq.running import run_job
     from megachameleon.tokens.vq.runtime import process_group
 
