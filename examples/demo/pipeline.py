@@ -105,6 +105,7 @@ class Pipeline:
         entry["seconds"] = round(entry["seconds"] + outcome.seconds, 2)
         entry["peak_memory_mb"] = round(max(entry["peak_memory_mb"], outcome.peak_memory_mb), 1)
         self.save(entry)
+        # after its time is saved: an interrupted stage goes on, and both parts count
         check(stage, outcome)
         if missing := [str(path) for path in stage.outputs if not path.exists()]:
             raise StageError(f"{stage.title}: its commands left no {missing[0]}", 1)

@@ -46,6 +46,7 @@ def write_report(run: RunFolder) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["duration"] = duration
+    # marked as safe: autoescape would turn its quotes into entities
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     write_text(run.report, environment.get_template("report.html.j2").render(style=style, **gather(run)))
     return run.report
