@@ -30,7 +30,7 @@ class SwiGLUMLP(MLP):
         self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """[s, b, hidden] to the same, and no bias."""
-        wide, _ = self.linear_fc1(hidden_states)
+        wide, _ = self.linear_fc1(hidden_states)  # no bias: add_bias_linear is off
         return self.linear_fc2(self.kernel(wide))
 
 

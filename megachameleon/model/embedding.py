@@ -46,6 +46,7 @@ class TokenEmbedding(VocabParallelEmbedding):
             local = (input_ - self.vocab_start_index).masked_fill_(elsewhere, 0)
         rows = _Lookup.apply(local, elsewhere, self.weight)
         if self.reduce_scatter_embeddings:
+            # Parts are cut along dim 0, which must be the sequence.
             return reduce_scatter_to_sequence_parallel_region(rows.transpose(0, 1).contiguous(), group=self.tp_group)
         return reduce_from_tensor_model_parallel_region(rows, group=self.tp_group)
 

@@ -61,6 +61,7 @@ class LossHead(ColumnParallelLinear):
     @classmethod
     def instead_of(cls, plain: ColumnParallelLinear, kernel: HeadLoss) -> "LossHead":
         """A head on the very weight of the output layer that megatron-core has built."""
+        # Without a weight of its own, which would be as large as the embedding for a moment.
         head = cls(
             plain.input_size,
             plain.output_size,

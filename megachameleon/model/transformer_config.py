@@ -28,7 +28,9 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=F.silu,
+        # To megatron-core that of embeddings too, which the decoder sets by itself.
         hidden_dropout=model.dropout,
+        # The paper mentions none, and our kernels have none.
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor_parallel,
         pipeline_model_parallel_size=parallel.pipeline_parallel,
