@@ -24,6 +24,7 @@ class CheckpointConfig:
         for name in ("every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"checkpoint.{name}: {getattr(self, name)} must be at least 1")
+        # Only what is saved can be kept.
         if self.keep_every < 0 or self.keep_every % self.every:
             raise ValueError(
                 f"checkpoint.keep_every: {self.keep_every} must be a multiple of checkpoint.every={self.every}, or 0"

@@ -46,6 +46,7 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raise ValueError for the first field that cannot be."""
+        # A label is the id that comes next: one id alone has none.
         if self.sequence_length < 2:
             raise ValueError(f"data.sequence_length: {self.sequence_length} must be at least 2")
         for i, stage in enumerate(self.stages):

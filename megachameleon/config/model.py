@@ -35,7 +35,7 @@ class ModelConfig:
     dropout: float = 0.0
     """After attention and after feed-forward, just before the residual addition."""
     embedding_dropout: float = 0.0
-    """After the embedding; Chameleon has none."""
+    """After the embedding; the paper states none."""
     init_std: float = 0.02
     """Standard deviation of initial weights; the paper states none."""
     depth_scaled_init: bool = True

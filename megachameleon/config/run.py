@@ -59,6 +59,7 @@ class RunConfig:
 
     def _validate_kernels(self) -> None:
         self.kernels.validate(self.model, self.parallel)
+        # `auto` is checked once the hardware is known.
         if self.training.precision == "fp32":
             self.kernels.require_bf16()
         fp8 = self.kernels.fp8

@@ -57,7 +57,7 @@ class TrainingConfig:
     seed: int = 1234
     """Of initial weights, of dropout and of the order of samples."""
     z_loss: float = 1e-5
-    """Weight of the squared log-partition in the loss."""
+    """Weight of the squared log-partition in the loss (arXiv 2405.09818, section 2.3)."""
     log_every: int = 10
     """Steps between lines at the terminal and points in dashboards; metrics.jsonl has every step."""
     validate_every: int = 1_000
