@@ -87,6 +87,7 @@ def outcome(folder: Path, hosts: list[str]) -> Outcome:
     paths = [record_path(folder, node) for node in range(len(hosts))]
     records = [read_record(path) for path in paths if path.is_file()]
     first = first_failure(failure for record in records for failure in record.failures)
+    # In the order of SLURM_NODEID, by which records are named.
     silent = [host for host, path in zip(hosts, paths, strict=True) if not path.is_file()]
     # A failure after a stop may only follow from what happened to a node that can no longer tell.
     if first is not None and not (silent and first.after_stop):

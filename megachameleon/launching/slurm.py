@@ -72,6 +72,7 @@ def step_words(job: Job, *, srun_flags: str, inside: str, python: str) -> list[s
     """
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # srun does not inherit it from sbatch
     return [
+        # One launcher of ours a node: torchrun dies of USR1, or ends with 1 whatever its ranks return.
         "srun", f"--nodes={len(job.hosts)}", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL",
         *([f"--cpus-per-task={cpus}"] if cpus else []), *srun_flags.split(), *inside.split(), python,
         "-m", "megachameleon.launching.node", "--master", f"{job.hosts[0]}:{master_port(job)}",
@@ -109,6 +110,7 @@ def requeue(job: Job) -> bool:
     try:
         ask("scontrol", "requeue", job.id)
     except RuntimeError as error:
+        # No other refusal: while SLURM requeues a pre-empted job itself, a follow-up would be a second one.
         if "disabled" in str(error):
             return False
         raise
@@ -148,6 +150,7 @@ def submit_follow_up(job: Job, script: str, arguments: Sequence[str], exclude: S
     clean = {key: value for key, value in os.environ.items() if key in KEPT or not INHERITED.match(key)}
     # With several clusters --parsable says `id;cluster`.
     new = ask("sbatch", "--parsable", *shape, script, *arguments, environment=clean).split(";")[0]
+    # Else the next stage of a chain waits for the success of a job that has ended with 75.
     redirect_dependents(job.id, new)
     return new
 

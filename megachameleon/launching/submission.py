@@ -113,6 +113,7 @@ def header(request: Request) -> dict[str, str]:
         "qos": request.qos,
         "time": request.time,
         "exclude": ",".join(request.exclude),
+        # Without `B:`, which would tell the batch shell alone: the ranks are to hear it.
         "signal": f"USR1@{request.save_seconds}",
     }
     for option in request.options:
