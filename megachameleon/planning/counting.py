@@ -214,6 +214,7 @@ class Watch(TorchDispatchMode):
 
     def _message(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = func.overloadpacket.__name__
+        # In every operation of c10d tensors come before the group.
         position = next(i for i, argument in enumerate(args) if isinstance(argument, torch.ScriptObject))
         group = dist.ProcessGroup.unbox(args[position])
         if group.size() > 1 and name != "barrier":

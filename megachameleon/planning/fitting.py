@@ -62,6 +62,7 @@ def fit(points: Sequence[Point], names: Sequence[str] = CONSTANTS, start: Effici
         steps = 1e-4 * np.eye(len(names))
         slopes = np.stack([(errors(best + step) - current) / 1e-4 for step in steps], axis=1)
         normal = slopes.T @ slopes
+        # 1e-6: a constant on which no point depends has no slope, and nothing could be solved.
         change = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-6), -slopes.T @ current)
         # 0 is the logarithm of 1: nothing reaches more than its peak.
         candidate = np.clip(best + change, np.log(LOWEST), 0.0)

@@ -32,6 +32,7 @@ class Machine:
         reached = self.cluster.flops_per_second(precision) * self._gemm(precision)
         operand = {"fp8": 1, "bf16": 2, "fp32": 4}[precision]
         traffic = operand * (m * k + k * n) + (2 + added_bytes) * m * n
+        # The roofline (Williams et al. 2009) as a sum, not the larger of the two: it makes small models slow.
         return self._launch + 2.0 * m * n * k / reached + self.efficiencies.gemm_traffic * traffic / self._memory
 
     def reach(self, num_bytes: float) -> float:

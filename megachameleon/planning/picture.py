@@ -87,7 +87,7 @@ def _bar(
             f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" height="{BAR}" fill="{COLOURS[part]}">'
             f"<title>{escape(hint)}</title></rect>"
         )
-        if width > 45:
+        if width > 45:  # pixels that a number needs
             drawn.append(
                 f'<text x="{x + width / 2:.1f}" y="{middle:.1f}" text-anchor="middle" fill="{_ink(part)}">'
                 f"{_number(sizes[part])}</text>"
