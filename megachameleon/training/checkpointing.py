@@ -88,6 +88,7 @@ class Checkpointer:
             attempt=f"{self._owner}-{self._attempts}",
             rank=self.context.rank,
             world_size=self.context.world_size,
+            # Where training waits, nothing changes meanwhile, so no copy is needed.
             snapshot=self._memory.copy(tensors) if asynchronous else live_snapshot(tensors),
             manifest=self._manifest(progress),
             texts=small_files(self.config, progress.to_dict(), common_state(state.optimizer)),
@@ -96,6 +97,7 @@ class Checkpointer:
             ),
         )
         self._share = save.durable
+        # A thread without collectives: on another rank they could meet those of training in another order.
         self._writer.start(lambda: write_checkpoint(save))
         if not asynchronous:
             self._wait_for_shares()

@@ -162,6 +162,7 @@ class Pulse:
     def _write_pulse(self, folder: Path) -> None:
         """In place: thousands of ranks would make the file system rename thousands of files."""
         try:
+            # A file, not a key in torch's store, which dies with the process that holds it.
             with pulse_path(folder, self.me.rank).open("w", encoding="utf-8") as file:
                 file.write(json.dumps({**self._content(), "written": round(time.time(), 3)}) + "\n")
         except OSError as error:

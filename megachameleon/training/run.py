@@ -56,6 +56,7 @@ def _train(config: RunConfig, listener: Listener, pulse: Pulse) -> None:
 
     folder = Path(config.output_dir)
     post_mortem = PostMortem(folder, pulse)
+    # Time-outs of gloo and NCCL are set once, and must allow for loading: this watch can be quicker.
     pulse.watch(post_mortem.end_hung)
     data = open_data(config.data, config.training)  # before processes meet: bad input must not wait for a time-out
     listener.raises = False  # from now on all stop together

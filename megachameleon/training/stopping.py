@@ -55,6 +55,7 @@ def listen() -> Iterator[Listener]:
     Outside the main thread of a program nothing is done.
     """
     listener = Listener()
+    # Python lets no other thread set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield listener
         return

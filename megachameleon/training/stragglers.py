@@ -17,6 +17,7 @@ from megachameleon.training.pulse import Peer
 LEAST_SHARE = 0.05
 """Of a step's time that a rank must be late by to be worth a line."""
 REMINDER_WINDOWS = 50
+"""Windows after which a rank that is still slow is named again."""
 
 
 class ForwardClock:

@@ -198,6 +198,7 @@ class Trainer:
             monitors=self.monitors,
             clock=self._clock,
         )
+        # The report has been read, so the device has finished and its events can be.
         self._busy_seconds = self._clock.take()
         consumed = before.consumed_samples + self.config.training.global_batch_size
         self.progress = replace(before, step=before.step + 1, consumed_samples=consumed)

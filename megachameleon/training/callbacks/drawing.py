@@ -76,6 +76,7 @@ class Drawing(Callback):
         pictures = decode_pictures(codes, self.image_tokenizer)
         if trainer.context.is_main:
             self._save(step, drawing.prompts, pictures)
+        # With codes that did not occur: the share in use is of the whole codebook.
         counts = np.bincount(codes.ravel(), minlength=self.image_tokenizer.num_codes)
         values = describe_codes(counts.tolist(), "drawn_codes")
         for callback in trainer.callbacks:

@@ -19,6 +19,7 @@ PEAK_TFLOPS = {
 """Dense bf16, 1e12 FLOP/s, from NVIDIA's data sheets. The first name that is part of the device's counts."""
 
 
+# Not the planner's formula, for planning imports training; a test holds the two equal.
 def flops_per_token(model: ModelConfig, sequence_length: int) -> tuple[float, float]:
     """FLOPs of a token, forward and backward, nothing computed twice: with the visible half of attention, with all.
 

@@ -40,6 +40,7 @@ class MLflow(ScalarLog):
 
     def open(self, trainer: "Trainer") -> None:
         """Start or resume the run, in the background."""
+        # In a thread: MLflow's client tries again for minutes when its server is away.
         self._courier = Courier("MLflow")
         settings = unbind(trainer.config)
         self._courier.send(lambda: self._init(settings))

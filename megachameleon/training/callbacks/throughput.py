@@ -77,6 +77,7 @@ class Throughput(Callback):
     def _bill(self, remaining: int, step: int, world_size: int, price: float) -> dict[str, float]:
         assert self._started is not None and self._begun is not None
         now = time.time()
+        # By wall time, so that validations and checkpoints are in the estimate.
         done = max(step - self._first_step, 1)
         gpu_hours = self._held_until_now() / 3600 * world_size
         values = {

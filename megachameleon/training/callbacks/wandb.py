@@ -39,6 +39,7 @@ class WeightsAndBiases(ScalarLog):
 
     def open(self, trainer: "Trainer") -> None:
         """Start or resume the run, in the background."""
+        # In a thread: wandb.init waits for the network.
         self._courier = Courier("Weights & Biases")
         settings = unbind(trainer.config)
         self._courier.send(lambda: self._init(settings))

@@ -32,6 +32,7 @@ def upper_limit(values: Sequence[float], deviations: float, least: float) -> flo
         values: at least one, finite.
         least: the smallest deviation to assume.
     """
+    # The first spike would move a mean and a standard deviation; it does not move these.
     middle = median(values)
     deviation = NORMAL_PER_MAD * median([abs(value - middle) for value in values])
     return middle + deviations * max(deviation, least)

@@ -76,6 +76,7 @@ class AttentionLogits(Monitor):
         """Of the heads of this tensor-parallel rank; RoPE turns vectors and leaves their norms."""
         real = None if self.watch.document_ids is None else (self._own_documents(query.size(0)) >= 0)[..., None]
         for x, first in ((query, 0), (key, self.num_heads)):
+            # The bound needs norms alone, which cost next to nothing; no kernel keeps the scores.
             norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
             norms = norms if real is None else norms * real
             start = first + self.watch.context.tensor_rank * x.size(2)

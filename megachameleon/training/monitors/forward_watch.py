@@ -93,6 +93,7 @@ class ForwardWatch(Monitor):
 
     def _own_part(self, by_token: Tensor) -> Tensor:
         """[..., s * b] to the part that this tensor-parallel rank answers for."""
+        # Not chunk, which may make fewer parts than there are ranks.
         return by_token.tensor_split(self.context.config.tensor_parallel, -1)[self.context.tensor_rank]
 
     def _enter(self, decoder: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

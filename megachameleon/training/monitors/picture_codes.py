@@ -38,6 +38,7 @@ class PictureCodes(Monitor):
 
     def _count(self, decoder: nn.Module, arguments: Any) -> None:
         if self._active and self.watch.inside:
+            # Labels of text fall on some code, too, but count 0 there.
             places = (self.watch.own_labels() - self.first).clamp(0, len(self._counts) - 1)
             self._counts.index_add_(0, places, self.watch.own_modality()[IMAGE])
 

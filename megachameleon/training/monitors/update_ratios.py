@@ -19,6 +19,7 @@ from megachameleon.training.monitors.parameter_groups import GROUPS, ParameterGr
 if TYPE_CHECKING:
     from megachameleon.training.step import TrainingState
 
+# A copy of all weights, made at one step in a hundred, is where a run that just fits would die.
 PIECE = 1 << 22
 
 
