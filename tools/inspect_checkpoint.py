@@ -164,8 +164,9 @@ def _console() -> "Console":
     """As wide as the terminal; a file has room for names."""
     from rich.console import Console
 
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=120)
+    plain: Any = {"markup": False, "emoji": False}  # a tensor's name may have brackets, or be `:x:`
+    terminal = Console(**plain)
+    return terminal if terminal.is_terminal else Console(width=120, **plain)
 
 
 if __name__ == "__main__":

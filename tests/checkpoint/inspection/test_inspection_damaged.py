@@ -303,6 +303,18 @@ def test_a_name_cannot_write_to_the_terminal(tmp_path, capsys):
     assert "\x1b" not in said and "\x07" not in said and "\\x1b[31mred" in said
 
 
+def test_a_name_is_no_markup(tmp_path, capsys):
+    names = ["layers.0.[/red]x", "[bold]y[/x]", ":smile:"]
+    for number in (1, 2):
+        save_file({name: torch.full((2,), float(number)) for name in names}, tmp_path / f"{number}.safetensors")
+    run_tool_here(tmp_path / "1.safetensors", "--tensors", "--norms", "--statistics")
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+    run_tool_here("--diff", tmp_path / "1.safetensors", tmp_path / "2.safetensors")
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+
+
 def test_a_file_of_another_size_is_told_without_check(formats, tmp_path):
     folder = copy_of(formats["megatron"], tmp_path / "run")
     with (checkpoint_in(folder) / "progress.json").open("a") as file:
