@@ -35,7 +35,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    # of two equal keys Python keeps the last, other readers the first
+    # of two equal keys Python keeps the last without a word, and readers do not agree on it
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in values if keys.count(key) > 1)
