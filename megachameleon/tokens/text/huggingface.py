@@ -22,6 +22,7 @@ from megachameleon.tokens.vocabulary import VOCABULARY_FILE, Vocabulary
 UNUSED: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
 SETTINGS: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
+    # or transformers takes spaces before punctuation away when it decodes
     "clean_up_tokenization_spaces": False,
     "model_max_length": 10**30,  # what transformers writes for "no limit"
 }

@@ -72,9 +72,11 @@ def train_text_tokenizer(
             sentence_iterator=_sentences(texts),
             model_writer=model,
             model_type="bpe",
+            # one more: the unknown piece, which has no id of ours
             vocab_size=vocabulary.num_text_ids + 1,
             character_coverage=character_coverage,
             byte_fallback=True,
+            # every text must come back, so nothing is normalised, put before it or taken away
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,

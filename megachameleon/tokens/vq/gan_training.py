@@ -192,6 +192,7 @@ class GanTrainer(Trainer):
             terms |= more
             gradient = gradient + gan_gradient
         share = 1 / self.config.accumulate
+        # output and commitment together: the encoder is differentiated once
         torch.autograd.backward(
             [output, commitment] if indices is not None else [output],
             [gradient * share, torch.full_like(commitment, self.config.commitment * share)][

@@ -79,6 +79,7 @@ def import_image_tokenizer(
     codebook.codes.copy_(tensors.pop(CODEBOOK_TENSOR))
     # no memory and no random numbers for weights that are replaced at once
     with torch.device("meta"):
+        # Hugging Face's files leave the decoder out
         network = VQGAN(config, with_decoder=any(name.startswith("decoder.") for name in tensors))
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     save_image_tokenizer(folder, config, network, codebook, provenance, precision=precision)

@@ -53,7 +53,6 @@ class PatchAutoencoder(nn.Module):
         super().__init__()
         fine, coarse, pixels = config.fine_channels, config.coarse_channels, 3 * config.fold**2
         self.encoder = nn.Sequential(
-            # folded first: full resolution would cost nearly all the time
             nn.PixelUnshuffle(config.fold),
             nn.Conv2d(pixels, fine, 3, padding=1),
             *[ResidualBlock(fine) for _ in range(config.encoder_blocks)],

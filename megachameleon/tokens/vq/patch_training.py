@@ -74,7 +74,6 @@ class PatchTrainer(Trainer):
         loss.backward()
         reported = {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        # a plain all-reduce: the network is small, and nothing is left to overlap with
         average([*gradients, *reported.values()])
         self.optimizer.step(step, self.learning_rate(step))
         if indices is not None:
