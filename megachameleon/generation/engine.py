@@ -134,7 +134,6 @@ class _Batch:
             logits = self.stepper.decode(last)
         self.unread = 0
         assert self.streams is not None
-        # rows of the head beyond the vocabulary are padding for tensor parallelism
         return self.streams.combine(logits, machine.in_picture)[:, : self.vocabulary.size]
 
     def _streams_are_stale(self, streams: Streams) -> bool:

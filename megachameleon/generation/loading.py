@@ -49,7 +49,6 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
     Raises:
         ValueError: there is no complete checkpoint, or it is damaged.
     """
-    # imported here: these draw in megatron-core, which takes seconds
     from megachameleon.checkpoint.loading import saved_config, saved_vocabulary
 
     checkpoint = resolve_checkpoint(path)

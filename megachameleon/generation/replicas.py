@@ -30,7 +30,6 @@ def generate_shared(
         return generate(stepper, vocabulary, prompts, settings, on_finished=on_finished)
     import torch.distributed as dist
 
-    # dealt out in turn, so that long prompts at one end do not all fall to one copy
     mine = list(range(replicas.rank(), len(prompts), copies))  # type: ignore[union-attr]
     # copies do not tell each other while they work, so progress is an estimate
     report = None if on_finished is None else lambda rows: on_finished(rows * copies)
