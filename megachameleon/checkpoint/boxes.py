@@ -32,7 +32,7 @@ def boxes_of_range(shape: Shape, start: int, stop: int) -> Iterator[Box]:
     Each is contiguous in memory. There are at most 2 n - 1 of them for n axes: the rest of a row that has begun, whole
     rows, and the beginning of a row, where both rests are ranges of a tensor with one axis less.
     """
-    # pieces of a parameter that a share does not reach have negative ranges
+    # pieces of a parameter that a share does not reach have ranges that end before they begin
     if start >= stop:
         return
     if len(shape) <= 1:

@@ -96,7 +96,7 @@ def _start_from(values: dict[str, Any]) -> Start:
 def versions() -> dict[str, str]:
     """Versions of what computes, and the commit of a checkout, for the record."""
     packages = ("torch", "megatron-core", "numpy", "sentencepiece")
-    # from metadata, for importing sentencepiece only to ask would take time
+    # from metadata, so that nothing need be imported for it
     found = {name: importlib.metadata.version(name) for name in packages}
     return {
         "megachameleon": megachameleon.__version__,

@@ -17,7 +17,6 @@ import torch
 
 from megachameleon.checkpoint.tensors import StoredTensor
 
-# names of types in safetensors' header
 KINDS = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -29,6 +28,7 @@ KINDS = {
     torch.int32: "I32",
     torch.uint8: "U8",
 }
+"""Names in safetensors' header, by torch's type."""
 PIECE = 8 << 20
 """Bytes that are hashed and written at a time."""
 
