@@ -52,7 +52,6 @@ def prepare(config: str, overrides: list[str], request: Any, template: str) -> t
     require_fitting(loaded, request, config)
     run = Path(loaded.output_dir)
     named = replace(request, name=request.name or Path(config).stem)
-    # in the run's folder, so that what was submitted can be read beside its results
     path = run / SCRIPT_FILE.format(name=Path(config).stem)
     exports = variables(named, run, PROJECT, path)
     return path, render(template, named, exports, [config, *overrides])
