@@ -82,7 +82,7 @@ def train_one(spec: RunSpec) -> Path:
     from megachameleon.training.batches import open_data
     from megachameleon.training.trainer import Trainer
 
-    # several runs share the machine, and sums of one thread are the same each time
+    # several runs share the machine, each with a core of its own
     torch.set_num_threads(1)
     # from the start: half of a series cannot be judged
     shutil.rmtree(spec.folder, ignore_errors=True)
