@@ -54,7 +54,7 @@ def build_optimizer(
 
 
 def not_finite(norm: Tensor) -> Tensor:
-    """Whether a norm is infinite or NaN."""
+    """Whether a norm, float32 [], is infinite or NaN: bool [] on its device."""
     return ~norm.isfinite()
 
 
