@@ -137,6 +137,7 @@ class ParallelConfig:
     def _validate_recompute(self, model: ModelConfig) -> None:
         if self.recompute != "selective":
             return
+        # Swin order has no norm before a branch whose output could be dropped.
         useful = {"layernorm", "mlp"} if model.norm_order == "pre" else {"mlp"}
         if not useful & set(self.recompute_modules):
             raise ValueError(
