@@ -42,6 +42,7 @@ def require_usable_folders(checks: Sequence[NodeCheck], folders: Sequence[Path])
     Raises:
         ValueError: several nodes have looked, and all say the same of a folder; names it.
     """
+    # What one node says alone is that node's fault.
     shared = set.intersection(*(set(check.problems) for check in checks)) if len(checks) > 1 else set()
     wrong = sorted(fault for fault in shared if any(fault.startswith(f"{folder}: ") for folder in folders))
     if wrong:

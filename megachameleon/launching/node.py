@@ -50,9 +50,11 @@ class Place:
     node: int
     """Number of this node, from 0."""
     num_nodes: int
+    """Of the job."""
     master_address: str
     """Host at which the ranks meet: the first node's."""
     master_port: int
+    """Port there."""
 
     @staticmethod
     def of(environment: Mapping[str, str], master: str | None) -> "Place":
