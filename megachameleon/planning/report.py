@@ -64,7 +64,11 @@ def summary(found: Estimate, tokens: float | None) -> list[str]:
 
 
 def print_search(found: Search, top: int, tokens: float | None, console: Console) -> None:
-    """The fastest layouts."""
+    """The fastest layouts.
+
+    Raises:
+        ValueError: none fits; says by how much the smallest does not.
+    """
     if not found.fitting:
         assert found.smallest is not None
         raise ValueError(f"no layout of {found.tried:,} fits; the one that needs least {found.smallest.why_not()}")
