@@ -57,11 +57,11 @@ def loss_and_sums(sums: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Split what the head returns into loss, number of labels that count, and sums to report.
 
     Args:
-        sums: of `head.loss_sums`.
+        sums: float64 [7] of `head.loss_sums`.
 
     Returns:
         The loss as a *sum*: the update divides gradients by the global number of labels once, so neither
-        micro-batches, nor padding, nor the layout move it.
+        micro-batches, nor padding, nor the layout move it. Then the number, int32 [], and the other six sums.
     """
     report = sums.detach()[1:]
     return sums[0], report[-2:].sum().int(), {"sums": report}

@@ -210,6 +210,7 @@ def guilty(records: Sequence[Record]) -> str | None:
             return f"{record.peer} died after step {record.step}: {record.message}"
     busy = [record for record in records if record.kind == "hung" and not record.waiting]
     if busy:
+        # Those further on wait for whoever is behind, whatever they were caught at.
         behind = min(record.step for record in busy)
         names = "; ".join(f"{record.peer} {record.message}" for record in busy if record.step == behind)
         return f"not finished with step {behind + 1}: {names}"

@@ -39,7 +39,11 @@ class Listener:
         """Whether a signal ends the process at once: as long as it shares nothing with the others."""
 
     def handle(self, number: int, frame: Any) -> None:
-        """The handler; runs in the main thread between two lines of Python."""
+        """The handler; runs in the main thread between two lines of Python.
+
+        Raises:
+            StoppedError: while `raises` is set.
+        """
         self.received = self.received or number
         if self.raises:
             self.raises = False

@@ -94,6 +94,7 @@ class StragglerWatch:
         self._best = mine if self._best is None else np.minimum(self._best, mine)
         usual = np.empty_like(mine)
         for ranks in self._alike:
+            # The lower median: of two ranks the faster one, beside which the other can be slow.
             middle = np.partition(mine[ranks], (len(ranks) - 1) // 2)[(len(ranks) - 1) // 2]
             usual[ranks] = middle if len(ranks) > 1 else self._best[ranks]
         return usual

@@ -32,6 +32,7 @@ class MetricsFile(Callback):
         """Drop what an interrupted run wrote after its last checkpoint."""
         if not trainer.context.is_main or not self.path.exists():
             return
+        # Else a step that is done again would stand in the file twice.
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= trainer.step]
         with self._no_room_named():
             write_text(self.path, "".join(line + "\n" for line in kept))

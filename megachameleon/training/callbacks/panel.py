@@ -63,6 +63,7 @@ def duration(hours: float) -> str:
     """Such as 12 d 3 h, 3 h 20 min, 42 min, 7 s."""
     if not math.isfinite(hours):
         return "-"
+    # Rounded once, here, so that no minute has 60 seconds.
     seconds = round(hours * 3600)
     days, rest = divmod(seconds, 86_400)
     if days:

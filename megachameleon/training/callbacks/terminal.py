@@ -92,6 +92,7 @@ class Terminal(Callback):
         return panel(self.state)
 
     def _line(self, text: str) -> None:
+        # On a terminal the panel shows it already, and lines would push it up.
         if not self._console.is_terminal:
             print(text, file=sys.stderr, flush=True)
 

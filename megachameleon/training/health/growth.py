@@ -48,6 +48,7 @@ class GrowthTrend:
 
     def growth(self) -> float:
         """How far the level now lies above the lowest of the second half of the past; 0 while there is too little."""
+        # What settles grows like a logarithm: by less and less from half of the run to now.
         second_half = self.past[len(self.past) // 2 :]
         if len(self.past) < 2 or len(self.recent) < SMOOTHED:
             return 0.0

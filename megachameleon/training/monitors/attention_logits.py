@@ -45,7 +45,7 @@ class AttentionLogits(Monitor):
         self._maxima[:, -1] = -math.inf
 
     def maxima(self) -> Tensor | None:
-        """By block: largest norm of each query head, of each key head, and the largest sampled score."""
+        """By block: largest norm of each query head, of each key head, and the largest sampled score; float64."""
         return self._maxima.double().flatten() if self._active else None
 
     def report(self, sums: Sequence[float], maxima: Sequence[float]) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Monitor:
 
 
 def reduce_monitors(monitors: Sequence[Monitor], context: "ParallelContext") -> tuple[Tensor, list[tuple[int, int]]]:
-    """One all-reduce for all sums, one for all maxima; the values in a row, and how many of each a monitor has."""
+    """One all-reduce for sums, one for maxima; values in a row, float64 [n], and how many of each a monitor has."""
     empty = torch.zeros(0, dtype=torch.float64, device=context.device)
     sums = [_or(monitor.sums(), empty) for monitor in monitors]
     maxima = [_or(monitor.maxima(), empty) for monitor in monitors]

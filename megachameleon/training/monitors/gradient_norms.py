@@ -42,7 +42,7 @@ class GradientNorms(Monitor):
         )
 
     def sums(self) -> Tensor | None:
-        """Tokens with loss, then squares by group."""
+        """Tokens with loss, then squares by group: float64 [1 + groups]."""
         return None if self._squares is None else torch.cat((self.watch.num_tokens[None], self._squares))
 
     def report(self, sums: Sequence[float], maxima: Sequence[float]) -> dict[str, float]:

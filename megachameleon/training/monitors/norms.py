@@ -41,7 +41,7 @@ class HiddenNorms(Monitor):
         self._sums.zero_()
 
     def sums(self) -> Tensor | None:
-        """By block: squared norms of text and pictures, tokens of text and pictures."""
+        """By block: squared norms of text and pictures, tokens of text and pictures; float64 [4 x blocks]."""
         return self._sums.flatten() if self._active else None
 
     def report(self, sums: Sequence[float], maxima: Sequence[float]) -> dict[str, float]:

@@ -29,7 +29,7 @@ class PictureCodes(Monitor):
         self._counts.zero_()
 
     def sums(self) -> Tensor | None:
-        """How often each code occurred."""
+        """How often each code occurred, float64 [codes]."""
         return self._counts if self._active else None
 
     def report(self, sums: Sequence[float], maxima: Sequence[float]) -> dict[str, float]:

@@ -53,7 +53,7 @@ class UpdateRatios(Monitor):
         self._sums = sums
 
     def sums(self) -> Tensor | None:
-        """Squares of updates and of weights, by group."""
+        """Squares of updates and of weights, by group: float64 [2 x groups]."""
         return None if self._sums is None else self._sums.flatten()
 
     def report(self, sums: Sequence[float], maxima: Sequence[float]) -> dict[str, float]:
