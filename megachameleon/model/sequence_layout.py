@@ -74,7 +74,7 @@ def context_chunks(sequence_length: int, rank: int, size: int) -> tuple[tuple[in
 
 
 def in_sequence_order(gathered: Tensor, size: int) -> Tensor:
-    """Chunks as context-parallel ranks hold them, concatenated by rank along dim 0, to the order of the sequence."""
+    """[t, ...] of chunks as context-parallel ranks hold them, rank after rank, to the order of the sequence."""
     ranks = gathered.unflatten(0, (size, 2, -1))
     # The second chunks stand in falling order: rank r holds number 2n - 1 - r.
     return torch.cat((ranks[:, 0].flatten(0, 1), ranks[:, 1].flip(0).flatten(0, 1)))

@@ -115,14 +115,14 @@ class _Gradients:
         self.weight = torch.zeros_like(weight, dtype=torch.float32) if main_grad is None else main_grad
 
     def of_hidden(self, hidden: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
-        """Summed over ranks that share the vocabulary, in the shape of `hidden`."""
+        """Summed over ranks that share the vocabulary, in the shape of `hidden`, [s (/ ranks), b, h]."""
         whole = self.hidden.view(-1, *hidden.shape[1:])
         if sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(whole, group=group)
         return reduce_from_tensor_model_parallel_region(whole, group)
 
     def of_weight(self, weight: Tensor) -> Tensor:
-        """What autograd is told."""
+        """What autograd is told: the gradient [vocabulary, h], or a stand-in where it is in `main_grad` already."""
         return added_to_main_grad(weight) if self.in_place else self.weight.to(weight.dtype)
 
 
@@ -190,7 +190,7 @@ class _Workspace:
     def backward(
         self, x: Tensor, labels: Tensor, log_z: Tensor, scale: Tensor, weights: Tensor, grad_weight: Tensor
     ) -> Tensor:
-        """Gradient of x from the logits in the workspace; adds that of the weight to `grad_weight`."""
+        """Gradient of x [num_tokens, h] from the logits in the workspace; adds that of the weight, fp32, to its sum."""
         grad_x = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for rows, logits in self.blocks(len(x)):
             local = labels - (self.first_id + rows.start)

@@ -76,7 +76,7 @@ def add_torch_weight_gradient(grad: Tensor, x: Tensor, main_grad: Tensor) -> Non
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b in place. On CUDA bf16 products are summed in fp32 without a copy between."""
+    """total [m, n] += a [m, k] @ b [k, n] in place. On CUDA bf16 products are summed in fp32 without a copy between."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     elif a.device.type == "cpu":

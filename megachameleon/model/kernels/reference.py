@@ -17,7 +17,7 @@ from megachameleon.model.sequence_layout import SequenceLayout
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dim, computed in fp32, in the dtype of `x`."""
+    """Root-mean-square norm of x [..., D] over the last dim, computed in fp32, in the dtype of `x`. `weight`: [D]."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
@@ -81,7 +81,7 @@ class Attention:
 
 
 def visible(layout: SequenceLayout) -> Tensor:
-    """The dense mask of `Attention.plan`."""
+    """The dense mask of `Attention.plan`: bool [1 or B, 1, S, T], True where a query may see a key."""
     queries = layout.query_positions()
     causal = torch.arange(layout.num_keys, device=layout.device)[None, :] <= queries[:, None]
     if layout.document_ids is None:
