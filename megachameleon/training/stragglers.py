@@ -86,6 +86,7 @@ class StragglerWatch:
         mine, step_seconds = np.median(np.array(self._rows), axis=0), float(np.median(self._steps))
         self._rows, self._steps = [], []
         usual = self._usual(mine)
+        # A short pass may vary by much and cost nobody time, so it must be late by a share of the step too.
         slow = (mine > self.factor * usual) & (mine - usual > LEAST_SHARE * step_seconds)
         return [*self._still(mine, usual, slow, step), *self._again(slow)]
 

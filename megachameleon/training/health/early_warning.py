@@ -83,5 +83,6 @@ def watched(report: "StepReport") -> dict[str, float]:
     """The series of a step, by name: logarithms of output norms, and the distance of log Z from 0. Finite ones."""
     norms = {name: value for name, value in report.monitors.items() if name.startswith("output_norm/")}
     series = {name: math.log(value) for name, value in norms.items() if 0 < value < math.inf}
+    # z-loss pulls it to 0, so away from it is what counts, on either side.
     log_z = abs(report.losses.log_z)
     return {**series, "log_z": log_z} if math.isfinite(log_z) else series
