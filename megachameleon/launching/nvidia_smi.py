@@ -101,7 +101,10 @@ def _first_known(names: tuple[str, ...], count: int) -> list[bool | None]:
 
 def _ask(fields: str) -> str:
     words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:  # a driver that hangs is a finding of this node, not the end of its check
+        raise RuntimeError("nvidia-smi: no answer within 60 s; the driver hangs") from None
     if done.returncode:
         raise RuntimeError(f"nvidia-smi: {' '.join((done.stdout + done.stderr).split())}")
     return done.stdout

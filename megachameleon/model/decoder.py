@@ -32,7 +32,7 @@ class Decoder(GPTModel):
         super().__init__(**arguments)
         self.kernels, self.rope_theta = kernels, model.rope_theta
         if self.pre_process:
-            # megatron-core drops embeddings with hidden_dropout; Chameleon does not.
+            # megatron-core drops embeddings with hidden_dropout; its paper states none.
             self.embedding.embedding_dropout.p = model.embedding_dropout
             if kernels.resolved.embedding == "torch":
                 plain = self.embedding.word_embeddings

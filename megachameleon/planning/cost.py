@@ -173,7 +173,7 @@ def _sharded(
 
 
 def _optimizer(shape: TransformerShape, layout: Layout, machine: Machine) -> float:
-    """Adam reads gradient, master and two moments and writes the last three and the weight: 30 bytes a parameter in
+    """Adam reads gradient, master and two moments and writes the last three and the weight, counted as 32 bytes a parameter in
     bf16 training, after a pass over all gradients for their norm; and gradients are cleared."""
     parameters = stage_parameters(shape, layout, 0)
     owned = parameters / layout.optimizer_shards

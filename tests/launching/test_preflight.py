@@ -45,6 +45,15 @@ def test_gpus_are_read():
     assert parse_flags("Active\nNot Active\n[N/A]\nYes\n") == [True, False, None, True]
 
 
+def test_a_driver_that_hangs_is_a_finding(monkeypatch):
+    def hang(words, **options):
+        raise subprocess.TimeoutExpired(words, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(RuntimeError, match="nvidia-smi: no answer within 60 s"):
+        query_gpus()
+
+
 def test_a_renamed_field_is_asked_by_its_old_name(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
