@@ -6,6 +6,7 @@ hidden], `o` [hidden, num_attention_heads x head_dim], `gate` and `up` [ffn_hidd
 ffn_hidden]; QK-norm vectors are [qk_norm_groups, head_dim]; `embedding` and `head` [vocab, hidden].
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ Digests = Mapping[str, str]
 """Hashes of a file by algorithm, such as `sha256`: whatever the format's small files tell."""
 EXTRA_FILE = "megachameleon.json"
 """Beside exports: what other formats have no place for, such as vocabulary, fingerprints of tokenizers, lineage."""
+SHA256 = re.compile("[0-9a-fA-F]{64}")
 QK_NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 MOST_LAYERS = 1_000
 """More are taken for damage."""
@@ -210,13 +212,20 @@ def read_extra(folder: Path) -> dict[str, Any]:
     extra = read_json(path) if path.is_file() else {}
     if not isinstance(extra, dict):
         raise ValueError(f"{path}: is not a JSON object; copy it again or remove it")
+    for name in ("tokenizers", "lineage", "sha256"):
+        if not isinstance(extra.get(name) or {}, dict):
+            raise ValueError(f"{path}: {name} is not a JSON object; copy it again or remove it")
+    if not all(value is None or isinstance(value, str) for value in (extra.get("tokenizers") or {}).values()):
+        raise ValueError(f"{path}: tokenizers are not fingerprints; copy it again or remove it")
+    # They become names of files that tell what was compared, so nothing else may stand there.
+    if not all(isinstance(d, str) and SHA256.fullmatch(d) for d in (extra.get("sha256") or {}).values()):
+        raise ValueError(f"{path}: sha256 are not hashes; copy it again or remove it")
     return extra
 
 
 def stored_hashes(extra: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 by the names of files, as our own file beside them tells."""
-    found = extra.get("sha256")
-    return {name: str(digest).lower() for name, digest in found.items()} if isinstance(found, dict) else {}
+    return {name: digest.lower() for name, digest in (extra.get("sha256") or {}).items()}
 
 
 def whole(name: str, shape: Shape) -> Cut:

@@ -228,6 +228,29 @@ HF = {
         ["2 missing: model.layers.0.mlp.up_proj.weight, model.norm.weight",
          "1 unknown: model.layers.0.mlp.up_proj.bias"],
     ),
+    "a head_dim that repeats itself": (
+        lambda f: edit_json(f / "config.json", lambda v: v.update(head_dim="x", num_attention_heads=10**13)),
+        ["head_dim='x'"],
+    ),
+    "a RoPE that is a word": (
+        lambda f: edit_json(f / "config.json", lambda v: v.update(rope_scaling="default")), ["RoPE of type 'default'"]
+    ),
+    "a RoPE beyond all floats": (
+        lambda f: edit_json(f / "config.json", lambda v: v.update(rope_parameters={"rope_theta": 10**400})),
+        ["rope_theta is 1000"],
+    ),
+    "tokenizers that are none": (
+        lambda f: edit_json(f / "megachameleon.json", lambda v: v.update(tokenizers={"text": ["x"]})),
+        ["megachameleon.json", "fingerprints"],
+    ),
+    "a lineage that is none": (
+        lambda f: edit_json(f / "megachameleon.json", lambda v: v.update(lineage=[1])),
+        ["megachameleon.json", "lineage"],
+    ),
+    "a hash that leads out": (
+        lambda f: edit_json(f / "megachameleon.json", lambda v: v.update(sha256={"model.safetensors": "../../x"})),
+        ["megachameleon.json", "sha256"],
+    ),
     "heads of a group that differ": (edited(drifted), ["differ", "0.5", "--average-qk-norm"]),
     "a vocabulary of another size": (
         lambda f: with_vocabulary(f, size=192), ["128 rows", "192"]

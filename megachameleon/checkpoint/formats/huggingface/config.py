@@ -13,6 +13,8 @@ from megachameleon.tokens.text.piece_names import IMAGE_PLACEHOLDER
 from megachameleon.tokens.text.tokenizer import text_tokenizer_file
 from megachameleon.tokens.vocabulary import Vocabulary
 
+MOST_THETA = 1e12
+"""Far more than any; JSON has whole numbers that no float holds."""
 SHOWN = 8
 """Names that an error lists of a vocabulary."""
 MODEL_TYPE = "chameleon"
@@ -60,7 +62,7 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
             norm_order="swin" if values["swin_norm"] else "pre",
             norm_eps=values["rms_norm_eps"],
             qk_norm_groups=values["model_parallel_size"],
-            rope_theta=float(rope_theta(path, values)),
+            rope_theta=rope_theta(path, values),
         )
     except KeyError as error:
         raise ValueError(f"{path}: has no {error}; copy it again") from None
@@ -74,13 +76,15 @@ def read_model(path: Path, settings: Any) -> ModelConfig:
 def _require_usual_heads(path: Path, values: dict[str, Any]) -> None:
     """Sizes of keys and values are head_dim x key/value heads, with a head_dim that nobody may choose."""
     heads, hidden, width = (values.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
-    if width is not None and isinstance(heads, int) and isinstance(hidden, int) and width * heads != hidden:
+    if width is None or type(heads) is not int or type(hidden) is not int:
+        return
+    if type(width) is not int or width * heads != hidden:
         raise ValueError(
-            f"{path}: head_dim={width}, but {hidden} / {heads} in Chameleon (hidden_size / num_attention_heads)"
+            f"{path}: head_dim={width!r}, but {hidden} / {heads} in Chameleon (hidden_size / num_attention_heads)"
         )
 
 
-def rope_theta(path: Path, values: dict[str, Any]) -> Any:
+def rope_theta(path: Path, values: dict[str, Any]) -> float:
     """The base of RoPE's frequencies, which stands in three places by release.
 
     Raises:
@@ -88,12 +92,12 @@ def rope_theta(path: Path, values: dict[str, Any]) -> Any:
     """
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}  # of both, transformers takes the older
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
+    if kind != "default" or not isinstance(rope, dict):
         raise ValueError(f"{path}: RoPE of type {kind!r}; the decoder here has the default only")
     theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
-    if not isinstance(theta, int | float):
-        raise ValueError(f"{path}: rope_theta is {theta!r}, not a number")
-    return theta
+    if type(theta) not in (int, float) or not 0 < theta < MOST_THETA:
+        raise ValueError(f"{path}: rope_theta is {theta!r}, not the base of frequencies")
+    return float(theta)
 
 
 def read_vocabulary(

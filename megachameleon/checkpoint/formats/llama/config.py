@@ -43,7 +43,7 @@ def read_llama(path: Path, settings: Any, *, vocab_size: int, qk_norm: QKNorm, g
         ffn_hidden_size=_size(path, values, "intermediate_size"),
         context_length=_size(path, values, "max_position_embeddings"),
         norm_eps=_number(path, values, "rms_norm_eps"),
-        rope_theta=float(rope_theta(path, values)),
+        rope_theta=rope_theta(path, values),
         qk_norm=qk_norm,
         qk_norm_groups=1 if qk_norm == "none" else groups or key_heads,
     )
@@ -71,7 +71,7 @@ def _size(path: Path, values: dict[str, Any], name: str) -> int:
 
 
 def _number(path: Path, values: dict[str, Any], name: str) -> float:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{path}: {name} is {value!r}, not a number")
+    value: Any = values.get(name)
+    if type(value) not in (int, float) or not 0 <= value < 1:  # JSON has whole numbers that no float holds
+        raise ValueError(f"{path}: {name} is {value!r}, not a small number")
     return float(value)

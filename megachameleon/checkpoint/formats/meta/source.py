@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megachameleon.checkpoint.boxes import Box, overlap, within
+from megachameleon.checkpoint.formats.dtypes import widest
 from megachameleon.checkpoint.formats.grouping import largest_distance, regrouped
 from megachameleon.checkpoint.formats.meta.names import (
     AXES,
@@ -38,7 +39,6 @@ from megachameleon.checkpoint.formats.plain import (
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.torch_files import TorchTensor, read_part, read_torch_index
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INSIDE = ("models/*", "data/models/*", "*")
 """Where a downloaded release has its models, below the folder that is named."""
 
@@ -76,7 +76,7 @@ class MetaSource:
             self._shapes = plain_shapes(model)
         self.description = Description(
             model=model,
-            dtype=self._widest(),
+            dtype=widest(folder, self._dtypes()),
             origin=folder,
             identity=self._identity(),
             vocabulary=_vocabulary(folder, model.vocab_size, extra, tokenizer),
@@ -168,13 +168,9 @@ class MetaSource:
             return None
         return groups
 
-    def _widest(self) -> torch.dtype:
-        used = [tensors[name_in_meta(n)].dtype for tensors in self._shards for n in self._shapes]
-        if unknown := sorted({str(dtype) for dtype in used if dtype not in FLOATS}):
-            raise ValueError(f"{self.folder}: tensors of type {', '.join(unknown)}; only floats are weights")
-        if torch.float64 in used:
-            return torch.float64
-        return used[0] if len(set(used)) == 1 else torch.float32
+    def _dtypes(self) -> set[str]:
+        used = {tensors[name_in_meta(n)].dtype for tensors in self._shards for n in self._shapes}
+        return {str(dtype).removeprefix("torch.") for dtype in used}
 
     def _identity(self) -> str:
         """By names, sizes and times, since reading all bytes would take as long as converting them."""
