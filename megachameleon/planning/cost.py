@@ -173,8 +173,8 @@ def _sharded(
 
 
 def _optimizer(shape: TransformerShape, layout: Layout, machine: Machine) -> float:
-    """Adam reads gradient, master and two moments and writes the last three and the weight, counted as 32 bytes a parameter in
-    bf16 training, after a pass over all gradients for their norm; and gradients are cleared."""
+    """Adam reads gradient, master and two moments and writes the last three and the weight, counted as 32 bytes
+    a parameter in bf16 training, after a pass over all gradients for their norm; and gradients are cleared."""
     parameters = stage_parameters(shape, layout, 0)
     owned = parameters / layout.optimizer_shards
     return machine.reach((26 + layout.weight_bytes + 4) * owned) + machine.reach(2 * layout.gradient_bytes * owned)
