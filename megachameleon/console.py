@@ -77,8 +77,13 @@ def describe_error(error: Exception) -> str:
     """One line: what a person can act on, without Python's numbers and names where they say nothing."""
     if isinstance(error, PATH_ERRORS) and error.filename is not None:
         return f"{error.filename2 or error.filename}: {(error.strerror or 'not usable').lower()}; choose another path"
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))  # errors quote names that files say
     return text if isinstance(error, ValueError | FailureError) else f"{type(error).__name__}: {text}"
+
+
+def printable(text: str) -> str:
+    """Text of a file that may go to a terminal: without what would move the cursor or change colours."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _add_debug(parser: argparse.ArgumentParser, default: Any) -> None:

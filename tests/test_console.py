@@ -23,6 +23,7 @@ def outcome(monkeypatch, capsys, error, *arguments):
     [
         (None, 0, ""),
         (ValueError("a.b: 3 is wrong;\n take 4"), 2, "error: a.b: 3 is wrong; take 4\n"),
+        (ValueError("tensor \x1b[2Jé\x07 is unknown"), 2, "error: tensor \\x1b[2Jé\\x07 is unknown\n"),
         (FileExistsError(17, "File exists", "out/x"), 2, "error: out/x: file exists; choose another path\n"),
         (
             IsADirectoryError(21, "Is a directory", "tmp", None, "page"),

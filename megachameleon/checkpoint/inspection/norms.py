@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.text import Text
 
 from megachameleon.checkpoint.inspection.naming import layer_and_kind
-from megachameleon.checkpoint.inspection.raw import printable
 from megachameleon.checkpoint.inspection.statistics import TensorNumbers
 from megachameleon.checkpoint.inspection.terminal import bar, plain_table
+from megachameleon.console import printable
 
 HEIGHTS = "▁▂▃▄▅▆▇█"
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megachameleon.checkpoint.inspection.naming import PARTS, part_of
 from megachameleon.checkpoint.inspection.norms import number, sort_norms
-from megachameleon.checkpoint.inspection.raw import printable
+from megachameleon.console import printable
 from megachameleon.files import atomic_path, write_text
 
 PANEL_WIDTH, PANEL_HEIGHT = 430, 230

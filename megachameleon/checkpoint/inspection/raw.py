@@ -200,8 +200,3 @@ def listed(things: Iterable[str], most: int = SAID) -> str:
     all_of_them = list(things)
     more = f" and {len(all_of_them) - most:,} more" if len(all_of_them) > most else ""
     return ", ".join(all_of_them[:most]) + more
-
-
-def printable(text: str) -> str:
-    """Text of a file that may go to a terminal: without what would move the cursor or change colours."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megachameleon.checkpoint.inspection.raw import printable
 from megachameleon.checkpoint.inspection.report import Facts, FileInfo, Report
 from megachameleon.checkpoint.inspection.tensors import TensorInfo
-from megachameleon.console import size_said
+from megachameleon.console import printable, size_said
 
 MOST_FILES = 16
 """Lines for files; the rest is counted."""

@@ -8,8 +8,8 @@ from rich.text import Text
 from megachameleon.checkpoint.inspection.difference import EQUAL, Difference, TensorDifference
 from megachameleon.checkpoint.inspection.naming import layer_and_kind
 from megachameleon.checkpoint.inspection.norms import number, sparkline
-from megachameleon.checkpoint.inspection.raw import printable
 from megachameleon.checkpoint.inspection.terminal import bar, plain_table, said
+from megachameleon.console import printable
 
 MOST_LAYERS_NAMED = 64
 
