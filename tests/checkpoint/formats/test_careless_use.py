@@ -153,3 +153,19 @@ def test_a_file_whose_hash_nobody_stored_is_converted(sound, tmp_path):
     del extra["sha256"]
     (ours / "megachameleon.json").write_text(json.dumps(extra))
     convert_checkpoint(("hf", "megatron"), ours, tmp_path / "dst")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json"])
+def test_files_of_a_tokenizer_that_go_along_are_looked_at_first(name, settings, tmp_path):
+    folder = settings()
+    (folder / "tokenizer.json").write_text("{}")
+    convert_checkpoint(("hf", "hf"), folder, tmp_path / "sound")
+    (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{name}: not valid JSON"):
+        convert_checkpoint(("hf", "hf"), folder, tmp_path / "dst")
+    assert not conversion.temporary_folder(tmp_path / "dst").exists()
+
+
+def test_far_too_many_layers_are_said_with_the_folder(settings, tmp_path):
+    with pytest.raises(ValueError, match=r"/hf: num_layers: 1,000,000,000 layers are no model's"):
+        convert_checkpoint(("hf", "megatron"), settings(num_hidden_layers=10**9), tmp_path / "dst")

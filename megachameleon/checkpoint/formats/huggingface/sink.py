@@ -74,7 +74,8 @@ class HuggingFaceSink:
             )
         if self.description.vocabulary is None:
             raise ValueError(f"{origin}: does not say what its ids mean; give --tokenizer with its text tokenizer")
-        for path in (origin / GENERATION_FILE, *((self.tokenizer / TOKENIZER_CONFIG_FILE,) if self.tokenizer else ())):
+        beside = [name for name in TOKENIZER_FILES if name.endswith(".json")] if self.tokenizer is not None else []
+        for path in (origin / GENERATION_FILE, *((self.tokenizer or origin) / name for name in beside)):
             _mapping(path)  # they are needed when all else is written, which is late to find them damaged
 
     @property

@@ -166,6 +166,7 @@ def _recognised(
     model = replace(model, qk_norm_groups=groups or stored)
     try:
         model.validate()
+        plain_shapes(model)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     return model, variant
