@@ -8,7 +8,7 @@ ffn_hidden]; QK-norm vectors are [qk_norm_groups, head_dim]; `embedding` and `he
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from megachameleon.checkpoint.boxes import Box, Shape
 from megachameleon.config import ModelConfig, RunConfig
 from megachameleon.files import read_json
+from megachameleon.tokens.vocabulary import Vocabulary
 
 Digests = Mapping[str, str]
 """Hashes of a file by algorithm, such as `sha256`: whatever the format's small files tell."""
@@ -221,6 +222,19 @@ def read_extra(folder: Path) -> dict[str, Any]:
     if not all(isinstance(d, str) and SHA256.fullmatch(d) for d in (extra.get("sha256") or {}).values()):
         raise ValueError(f"{path}: sha256 are not hashes; copy it again or remove it")
     return extra
+
+
+def vocabulary_of_tokenizer(folder: Path, extra: Mapping[str, Any], tokenizer: Path) -> Vocabulary:
+    """What a tokenizer says of an export's ids; of text it may have more or fewer than our own file there says.
+
+    Raises:
+        ValueError: other ids differ too, so it is another tokenizer.
+    """
+    theirs = Vocabulary.load(tokenizer)
+    if extra.get("vocabulary"):
+        mine = Vocabulary.from_dict(extra["vocabulary"], origin=str(folder / EXTRA_FILE))
+        replace(mine, size=theirs.size).require_same(theirs, str(folder), str(tokenizer))
+    return theirs
 
 
 def stored_hashes(extra: Mapping[str, Any]) -> dict[str, str]:

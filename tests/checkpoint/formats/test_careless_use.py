@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from converting import convert_checkpoint
@@ -11,6 +12,7 @@ from three_formats import Case, heads, write
 
 from megachameleon.checkpoint.formats import conversion
 from megachameleon.files import NoRoomError
+from megachameleon.tokens.vocabulary import Vocabulary
 
 TINY = Case(
     ["model.vocab_size=128", "model.hidden_size=32", "model.ffn_hidden_size=48", "model.num_layers=2",
@@ -169,3 +171,17 @@ def test_files_of_a_tokenizer_that_go_along_are_looked_at_first(name, settings, 
 def test_far_too_many_layers_are_said_with_the_folder(settings, tmp_path):
     with pytest.raises(ValueError, match=r"/hf: num_layers: 1,000,000,000 layers are no model's"):
         convert_checkpoint(("hf", "megatron"), settings(num_hidden_layers=10**9), tmp_path / "dst")
+
+
+@pytest.mark.parametrize("kind", ["hf", "meta"])
+def test_a_tokenizer_of_another_model_is_refused(kind, sound, tmp_path):
+    """Even of as many ids: our own file beside the export says which are pictures."""
+    folder = shutil.copytree(sound[kind], tmp_path / "src")
+    known = Vocabulary.from_dict(json.loads((folder / "megachameleon.json").read_text())["vocabulary"], origin="")
+    (tmp_path / "same").mkdir()
+    known.save(tmp_path / "same")
+    convert_checkpoint((kind, "megatron"), folder, tmp_path / "dst", tokenizer=tmp_path / "same")
+    (tmp_path / "other").mkdir()
+    replace(known, image_grid=tuple(reversed(known.image_grid))).save(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"vocabulary of .*src has image_grid=.* but that of .*other has"):
+        convert_checkpoint((kind, "megatron"), folder, tmp_path / "again", tokenizer=tmp_path / "other")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megachameleon.checkpoint.formats.huggingface.names import CONFIG_FILE, QK_NORM_EPS, vocabulary_map
+from megachameleon.checkpoint.formats.plain import vocabulary_of_tokenizer
 from megachameleon.config import ModelConfig
 from megachameleon.files import read_json
 from megachameleon.tokens.text import TextTokenizer
@@ -114,7 +115,7 @@ def read_vocabulary(
         ValueError: it disagrees with config.json.
     """
     if tokenizer is not None:
-        vocabulary, origin = Vocabulary.load(tokenizer), str(tokenizer)
+        vocabulary, origin = vocabulary_of_tokenizer(folder, extra, tokenizer), str(tokenizer)
     elif extra.get("vocabulary"):
         vocabulary, origin = Vocabulary.from_dict(extra["vocabulary"], origin=str(folder)), "megachameleon.json"
     elif _is_release(folder, settings):

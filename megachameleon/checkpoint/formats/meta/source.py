@@ -35,6 +35,7 @@ from megachameleon.checkpoint.formats.plain import (
     plain_shapes,
     read_extra,
     require_tensors,
+    vocabulary_of_tokenizer,
 )
 from megachameleon.tokens.vocabulary import Vocabulary
 from megachameleon.torch_files import TorchTensor, read_part, read_torch_index
@@ -249,7 +250,7 @@ def _read_checklist(folder: Path) -> dict[str, str]:
 def _vocabulary(folder: Path, size: int, extra: Mapping[str, Any], tokenizer: Path | None) -> dict[str, Any] | None:
     """What the ids mean: as the tokenizer, our own export, or the release has it; None: nothing says it."""
     if tokenizer is not None:
-        return asdict(Vocabulary.load(tokenizer))
+        return asdict(vocabulary_of_tokenizer(folder, extra, tokenizer))
     if extra.get("vocabulary"):
         return asdict(Vocabulary.from_dict(extra["vocabulary"], origin=str(folder / EXTRA_FILE)))
     return asdict(Vocabulary()) if size == Vocabulary().size else None
