@@ -1,5 +1,6 @@
 """One YAML file, the preset it extends, and dotted overrides from the command line, resolved to one `RunConfig`."""
 
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,8 @@ from megachameleon.config.run import RunConfig
 from megachameleon.files import write_text
 
 EXTENDS = "extends"
+MOST_VALUES = 100_000
+"""Of a file; a checkpoint's has about 150."""
 
 
 def preset_names() -> list[str]:
@@ -79,6 +82,8 @@ def _parse(source: str) -> dict[str, Any]:
         values = yaml.load(text, _Loader) or {}  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{source}: not valid YAML: lists in too many lists") from None
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected a mapping at the top, got {type(values).__name__}")
     return values
@@ -86,6 +91,13 @@ def _parse(source: str) -> dict[str, Any]:
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, except that a key given twice is an error and that what has a colon in it stays text."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        # Aliases of aliases make billions of values of a few lines, which the first error that quotes them writes out.
+        if node is not None and _num_values(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases make more than {MOST_VALUES:,} values; write them out")
+        return node
 
     def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
         if kind is yaml.ScalarNode and ":" in (value or ""):
@@ -99,6 +111,16 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.YAMLError(f"key {twice!r} is given twice, at line {node.start_mark.line + 1} and below")
         return super().construct_mapping(node, deep)
+
+
+def _num_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values of a node with those of its aliases written out; infinite where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        nodes = [inner for part in parts for inner in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_num_values(inner, known) for inner in nodes)
+    return known[id(node)]
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,17 @@ def test_missing_and_malformed_files(tmp_path):
         load_config(str(bad))
 
 
+@pytest.mark.parametrize("text", ["a: &a [*a]\n", "a: " + "[" * 3000, None])
+def test_a_billion_laughs(tmp_path, text):
+    """A few lines more, and an error that wrote the values out would fill any memory."""
+    made = ["lol"] * 9
+    for _ in range(5):
+        made = [made] * 9
+    (tmp_path / "bad.yaml").write_text(text or yaml.safe_dump({"model": {"num_layers": made}}))
+    with pytest.raises(ValueError, match=r"bad\.yaml: not valid YAML: (its aliases make more than|lists in too many)"):
+        load_config(str(tmp_path / "bad.yaml"))
+
+
 def test_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_config("debug").training.seed = 2
