@@ -16,6 +16,7 @@ def regrouped(values: Tensor, groups: int) -> Tensor:
     if groups >= len(values):
         return values.repeat_interleave(groups // len(values), 0)
     neighbours = values.unflatten(0, (groups, -1))
+    # A mean of equal numbers need not be that number to the last bit; copies stay what they are.
     same = bool((neighbours == neighbours[:, :1]).all())
     return neighbours[:, 0] if same else neighbours.double().mean(1).to(values.dtype)
 

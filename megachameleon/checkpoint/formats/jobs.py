@@ -37,6 +37,7 @@ class Meter:
         Raises:
             StoppedError: the job should end.
         """
+        # Here and not in the loops of jobs: all count what they do, so all can be stopped.
         if self._stopped.is_set():
             raise StoppedError
         with self._lock:
@@ -88,6 +89,7 @@ def _watch(left: set[Future], meter: Meter, what: str, num_bytes: int) -> None:
     seen, start = 0, time.monotonic()
     with progress_bar(f"{what} (MB)", num_bytes // 1_000_000) as bar:
         while left:
+            # With a timeout, so that Ctrl-C is seen while all jobs are busy.
             _, left = wait(left, timeout=LOOK_EVERY)
             now = meter.num_bytes // 1_000_000
             bar.advance(now - seen)

@@ -36,6 +36,7 @@ class NewRows:
 
     def row(self, number: int) -> Tensor:
         """The row of an id: fp32 [hidden]."""
+        # A seed for each row: files are written in any order by several threads, a shard at a time.
         digest = hashlib.blake2b(f"{self.table}/{number}".encode(), digest_size=6).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         return torch.randn(len(self.mean), generator=generator).mul_(SPREAD * self.deviation).add_(self.mean)

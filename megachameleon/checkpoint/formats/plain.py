@@ -254,6 +254,7 @@ def require_tensors(origin: Path, found: Mapping[str, Shape], wanted: Mapping[st
         ValueError: lists all that are missing, unknown, or of another shape.
     """
     problems = []
+    # All at once, since whoever mends a folder should not have to run this once a tensor.
     if missing := [name for name in wanted if name not in found]:
         problems.append(f"{len(missing)} missing: {', '.join(missing)}")
     if unknown := [name for name in found if name not in wanted]:

@@ -108,6 +108,7 @@ def _with_tokenizer(description: Description, folder: Path | None) -> Descriptio
     if folder is None or description.vocabulary is None:
         return description
     mine, theirs = _vocabulary(description), Vocabulary.load(folder)
+    # A tokenizer that fits as it is needs no other vocabulary in the checkpoint.
     if theirs == mine and theirs.size <= description.model.vocab_size:
         return description
     replace(mine, size=theirs.size).require_same(theirs, str(description.origin), str(folder))

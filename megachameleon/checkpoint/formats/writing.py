@@ -87,6 +87,7 @@ class DurableFile:
 
     def _flush(self) -> None:
         """Let the current buffer be written, once the other one is, and go on with the other one."""
+        # The other buffer is about to be filled, so nothing may be reading it any more.
         self._wait()
         data = memoryview(self._buffers[self._current])[: self._filled]
         first, *others = self._hashes.values()

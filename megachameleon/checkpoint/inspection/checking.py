@@ -26,6 +26,7 @@ def check_files(report: Report, advance: Callable[[int], None]) -> dict[str, str
         states[file.name] = _state(path, file, advance) if path.is_file() else "missing"
         if states[file.name] == "changed":
             report.problems.append(f"{file.name}: its {' and '.join(file.digests).upper()} is another")
+        # Whoever opened the checkpoint has told of most missing files already.
         elif states[file.name] == "missing" and file.name not in " ".join(report.problems):
             report.problems.append(f"{file.name}: is missing")
     if not states:

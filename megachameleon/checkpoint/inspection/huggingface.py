@@ -85,6 +85,7 @@ def _files(folder: Path, problems: list[str]) -> tuple[list[str], dict[str, str]
         outside = sorted({name for name in found.values() if safe_child(folder, name) is None})
         if outside:
             problems.append(f"{index}: names files outside the folder, which are not opened: {listed(outside)}")
+        # What is in the folder is shown all the same.
         inside = {tensor: name for tensor, name in found.items() if name not in outside}
         return sorted(set(inside.values())), inside
     singles = [name for name in (WEIGHTS_FILE, TORCH_FILE) if (folder / name).is_file()][:1]

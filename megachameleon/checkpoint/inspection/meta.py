@@ -88,6 +88,7 @@ def _names(folder: Path, params: Mapping[str, Any], problems: list[str]) -> list
     if (folder / SINGLE_FILE).is_file():
         return [SINGLE_FILE]
     present = sorted(path.name for path in folder.glob("consolidated.*.pth"))
+    # The number is a stranger's, and a name is made for each.
     shards = min(params.get("model_parallel_size") or len(present), MOST_SHARDS)
     names = sorted({*(file_names(shards) if shards else []), *present})
     if missing := [name for name in names if name not in present]:

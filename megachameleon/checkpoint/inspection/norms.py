@@ -46,6 +46,7 @@ def sort_norms(numbers: Mapping[str, float]) -> Norms:
         layer, kind = layer_and_kind(name)
         place = outside if layer is None else by_kind.setdefault(kind, {})
         key = kind if layer is None else layer
+        # Parts of one tensor are orthogonal, so norms add as sides of a triangle do.
         place[key] = math.hypot(place.get(key, 0.0), norm)  # type: ignore[index, arg-type]
     return Norms(by_kind=by_kind, outside=outside)
 

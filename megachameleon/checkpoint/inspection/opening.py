@@ -41,6 +41,7 @@ def inspect(path: Path) -> Report:
         raise ValueError(f"{path}: no such file or folder")
     if path.is_file():
         return inspect(path.parent) if path.name in WHOLE_FOLDERS else _one_file(path)
+    # First, since an unfinished conversion has the files of a finished one.
     if (path / JOB_FILE).is_file() or path.name.endswith(".converting"):
         return _conversion(path)
     if (path / MANIFEST_FILE).is_file() or HIDDEN.fullmatch(path.name) or _is_ours_without_manifest(path):

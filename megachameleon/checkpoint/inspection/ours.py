@@ -56,6 +56,7 @@ def describe_ours(folder: Path) -> Report:
     config = _config(folder, problems)
     index = _index(folder, problems)
     listed_names = list(manifest.files) if manifest else []
+    # Files that the manifest does not list are shown too: an unfinished save has no manifest.
     on_disk = sorted(path.name for path in folder.glob("tensors_*.safetensors"))
     names = sorted({name for name in (*listed_names, *on_disk) if name.endswith(".safetensors")})
     files = open_files(folder, [name for name in names if (folder / name).is_file()], problems)
@@ -128,6 +129,7 @@ def _index(folder: Path, problems: list[str]) -> Index:
     except ValueError as error:
         problems.append(str(error))
         return {}
+    # Those alone are left out, so that the rest of a damaged checkpoint can be read.
     unsound = {key for key, entry in index.items() if not _is_sound(key, entry)}
     if unsound:
         problems.append(f"{INDEX_FILE}: boxes of {len(unsound)} tensors cannot be: {listed(sorted(unsound))}")

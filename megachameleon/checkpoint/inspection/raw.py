@@ -130,6 +130,7 @@ class SafetensorsFile:
         tensor = RawTensor(name=name, shape=shape, dtype=DTYPES[entry["dtype"]], begin=self._start + begin)
         if tensor.num_bytes != end - begin:
             raise ValueError(f"lies about its size: {list(shape)} {entry['dtype']} in {end - begin:,} bytes")
+        # Not refused: this is what people want to see of a file that is cut off.
         if self._start + end > self._size:
             missing = min(self._start + end - self._size, tensor.num_bytes)
             problem = f"{missing:,} of its {tensor.num_bytes:,} bytes lie behind the end of {self.path.name}"
@@ -155,6 +156,7 @@ class SafetensorsFile:
         if tensor.problem:
             raise ValueError(f"{self.path}: {name}: {tensor.problem}")
         axes = part if part is not None else tuple(slice(0, n) for n in tensor.shape)
+        # Leading axes of length 1 are skipped, so that a box of a stacked tensor reads its rows alone.
         first = next((i for i, n in enumerate(tensor.shape) if n != 1), 0)
         inner = tensor.shape[first + 1 :]
         rows = axes[first] if axes else slice(0, 1)

@@ -31,6 +31,7 @@ def family_of(model: ModelConfig) -> str:
         known = load_config(preset).model
         if all(getattr(known, field) == getattr(model, field) for field in SHAPE):
             return name
+        # Cut to a few layers for tests, or with more ids, it is still that family.
         if replace(known, num_layers=model.num_layers) == replace(model, vocab_size=known.vocab_size):
             return f"{name}'s shape, but {model.num_layers} layer{'s' if model.num_layers > 1 else ''}"
     return "of its own shape"

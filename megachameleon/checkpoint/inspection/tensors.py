@@ -133,6 +133,7 @@ class MegatronTensors:
             problem = f"the index says {list(entry.shape)}, the configuration {list(wanted)}"
             return TensorInfo(shape=shape, dtype=NAMES[entry.dtype], problem=problem)
         problem, covered, names = "", 0, set()
+        # On the meta device, where the targets of a whole matrix take no memory.
         for _, box, _ in self._targets(name, entry, torch.empty(self._shapes[name], device="meta")):
             for part, shared in _shared(entry, box):
                 names.add(part.file)

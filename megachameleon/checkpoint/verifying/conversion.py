@@ -40,6 +40,7 @@ def verify_conversion(
     if isinstance(inner, LlamaSource):
         before = replace(before, ids=torch.from_numpy(inner.ids))
         if model.qk_norm != "none":
+            # First without, where nothing but rounding may differ; a wrong row would hide behind the norms.
             sides = [replace(after, without_qk_norm=True), after]
     found, *more = verify(before, sides, model, vocabulary, rounding)
     how = f"{before.computed_by} on SRC, {after.computed_by} on DST, in fp32"

@@ -59,6 +59,7 @@ def meta_trace(
 @torch.no_grad()
 def run_formula(formula: Formula, ranks: Sequence[Read], tokens: Tensor, advance: Advance) -> Trace:
     """Compute with tensors under Meta's names, wherever they come from; token ids are [b, s]."""
+    # The release divides the embedding by columns, so ranks stand beside each other.
     hidden = [torch.cat([read("tok_embeddings.weight")[tokens] for read in ranks], -1)]
     advance()
     for layer in range(formula.layers):
@@ -84,6 +85,7 @@ def _block(x: Tensor, ranks: Sequence[Read], formula: Formula) -> Tensor:
     for sublayer, norm in ((_attention, "attention_norm.weight"), (_feed_forward, "ffn_norm.weight")):
         scale = ranks[0](norm)
         inner = x if formula.swin else _rms_norm(x, scale, formula.eps)
+        # Summed before the norm: in the Swin order a norm of each rank's part would be another model.
         branch = torch.stack([sublayer(inner, read, formula) for read in ranks]).sum(0)
         x = x + (_rms_norm(branch, scale, formula.eps) if formula.swin else branch)
     return x
@@ -124,6 +126,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _rotate(x: Tensor, theta: float) -> Tensor:
     """Turn dimensions 2i and 2i + 1 of [b, heads, s, head_dim] at position p by p * theta ** (-2i / head_dim)."""
     length, width = x.shape[-2:]
+    # In fp64, where positions times frequencies are exact enough; fp32 shows at the far end.
     angles = torch.outer(torch.arange(length).double(), theta ** (-torch.arange(0, width, 2).double() / width))
     cos, sin = angles.cos().float(), angles.sin().float()
     even, odd = x[..., 0::2], x[..., 1::2]

@@ -42,6 +42,7 @@ def our_trace(
     checkpoint = resolve_checkpoint(path)
     model, layout = saved_config(checkpoint).model, ParallelConfig()
     if without_qk_norm:
+        # Without the modules the decoder asks for no such tensors, though they are there.
         model = replace(model, qk_norm="none", qk_norm_groups=1)
     index = index_from_json(read_json(checkpoint / INDEX_FILE), origin=str(checkpoint / INDEX_FILE))
     with parallel_context(layout) as context:
@@ -59,6 +60,7 @@ def our_trace(
 
         with streamed(_parts(decoder), fill, context.device, rounding, advance) as outputs:
             logits = decoder(tokens.to(context.device), None, None).float().cpu()
+    # Our decoder has the sequence first.
     return Trace(hidden=tuple(hidden.transpose(0, 1) for hidden in outputs[:-1]), logits=logits)
 
 

@@ -23,6 +23,7 @@ def some_tokens(vocab_size: int, vocabulary: Vocabulary | None = None, length: i
         length: at most the model's context.
     """
     length = min(length, LENGTH)
+    # A short row has no room for a picture between texts.
     if vocabulary is None or length < LENGTH:
         return _spread(0, vocab_size, ROWS * length).view(ROWS, length)
     codes = _spread(vocabulary.image_code_start, vocabulary.image_code_end, ROWS * CODES).view(ROWS, CODES)

@@ -102,6 +102,7 @@ def verify(
     tokens = some_tokens(model.vocab_size, vocabulary, model.context_length)
     shared = None if before.ids is None else (before.ids >= 0).nonzero().flatten()
     if before.ids is not None and shared is not None:
+        # Ids that the other side lacks are replaced, not left out, so that positions stay.
         tokens = torch.where(before.ids[tokens] >= 0, tokens, shared[tokens % len(shared)])
     with progress_bar("verifying (parts)", (1 + len(after)) * (model.num_layers + 3)) as bar:
         one, *others = (_trace_in(side, tokens, shared, rounding, bar.advance) for side in (before, *after))

@@ -37,6 +37,7 @@ def read_headers(folder: Path) -> tuple[dict[str, str], dict[str, Shape], dict[s
         if Path(name).name != name or not (folder / name).is_file():
             raise ValueError(f"{index}: names the file {name!r}, which is not beside it; copy it there")
     found = _headers(folder, sorted(set(weight_map.values())))
+    # Both ways: a tensor that the index does not name would be lost without a word.
     wrong = sorted(name for name in {*weight_map, *found[0]} if weight_map.get(name) != found[0].get(name))
     if wrong:
         raise ValueError(f"{index}: tensors are not where it says: {', '.join(wrong)}; copy index and files again")

@@ -119,6 +119,7 @@ def open_picture_encoder(path: Path, vocabulary: Vocabulary, fingerprint: str | 
         for stored in opened.keys():  # noqa: SIM118
             if not stored.startswith(DECODER):
                 part = opened.get_slice(stored)
+                # transformers keeps the codebook as the weight of an embedding.
                 name = CODEBOOK_TENSOR if stored == OUR_CODEBOOK else stored
                 tensors[name] = file, stored, tuple(part.get_shape()), DTYPES[part.get_dtype()]
     return PictureEncoder(path, tensors, _settings(VQGANConfig(**header["config"])))

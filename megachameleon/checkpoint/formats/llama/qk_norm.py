@@ -54,12 +54,14 @@ def near_identity(weight: Tensor, norm: Tensor, *, heads: int, groups: int, kind
         groups: of heads with one scale; divides `heads`.
         kind: `layernorm` or `rmsnorm`.
     """
+    # The norm before it scales what the projection sees, so it belongs to the covariance.
     parts = (weight.float() * norm.float()).unflatten(0, (heads, -1))
     width = parts.shape[1]
     covariance = parts @ parts.transpose(1, 2)
     energy = _traces(covariance)
     mean_share = 0.0
     if kind == "layernorm":
+        # Centred from both sides: the covariance of vectors from which their mean is taken.
         covariance -= covariance.mean(1, keepdim=True)
         covariance -= covariance.mean(2, keepdim=True)
         mean_share = 1 - (_traces(covariance).sum() / energy.sum().clamp(min=1e-30)).item()

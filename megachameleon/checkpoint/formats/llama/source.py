@@ -121,6 +121,7 @@ class LlamaSource:
         if len(old):
             first, last = int(ids[old].min()), int(ids[old].max())
             columns = slice(box.offset[1], box.offset[1] + box.shape[1])
+            # One slice from the first to the last: most blocks of ids are neighbours in Llama, too.
             rows = self._open(name, (slice(first, last + 1), columns))
             values[old] = rows[ids[old] - first].to(self._dtype)
         new = np.flatnonzero(ids == NEW).tolist()
@@ -161,6 +162,7 @@ class LlamaSource:
 
     def _qk_norm(self, name: str) -> Tensor:
         if name.endswith("bias"):
+            # A bias would move vectors, and the nearest to identity moves none.
             return torch.zeros(self._shapes[name], dtype=self._dtype)
         scales = torch.tensor(self._scales[name], dtype=torch.float32)
         return scales[:, None].expand(self._shapes[name]).to(self._dtype)

@@ -100,6 +100,7 @@ class MegatronSink:
         layer, _ = layer_of(name)
         if layer is None:
             return 0 if name == "embedding" else self.pipeline_parallel - 1
+        # Only which file holds a layer; whoever reads goes by the index.
         return layer * self.pipeline_parallel // self.description.model.num_layers
 
     def _pieces(self, name: str, shape: Shape, rank: int, shapes: Mapping[str, Shape]) -> Iterator[GlobalPiece]:
@@ -194,9 +195,11 @@ class MegatronSink:
                 training=TrainingConfig(num_steps=1, global_batch_size=1),
                 optimizer=OptimizerConfig(warmup_steps=0),
             )
+            # The defaults may be longer than the model has learnt to see.
             length = min(run.data.sequence_length, model.context_length)
             run = replace(run, data=replace(run.data, sequence_length=length))
         training = replace(run.training, precision=precision)
+        # The run that this was converted from began elsewhere; one that starts here must not go there.
         start = replace(run.checkpoint, init_from=None)
         return replace(run, parallel=layout, training=training, checkpoint=start, kernels=KernelsConfig())
 

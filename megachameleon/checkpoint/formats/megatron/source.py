@@ -80,6 +80,7 @@ class MegatronSource:
         found = {key: entry.shape for key, entry in weights.items()}
         require_tensors(self.checkpoint, found, global_shapes(run.model, self._shapes))
         masters = {key.removeprefix(MASTER): entry for key, entry in index.items() if key.startswith(MASTER)}
+        # Masters of some weights only would mix two states of the run.
         has_masters = exact and masters.keys() == weights.keys()
         return (masters if has_masters else weights), has_masters
 
@@ -116,6 +117,7 @@ class MegatronSource:
         entry = self._index[key]
         if layer is None:
             return entry
+        # Threads may both make an entry, and then make the same one.
         here = self._by_layer.setdefault(layer, {})
         if key not in here:
             parts = (part for part in entry.parts if 0 <= layer - part.box.offset[0] < part.box.shape[0])

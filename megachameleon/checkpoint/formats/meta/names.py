@@ -58,6 +58,7 @@ def is_qk_norm(name: str) -> bool:
 
 def part_of_shard(name: str, shape: Shape, shard: int, shards: int) -> Box:
     """The box of a plain tensor that a file holds; of a QK-norm, one vector."""
+    # Files hold one vector each, the one of their own heads.
     axis = 0 if is_qk_norm(name) else AXES.get(layer_of(name)[1])
     part = tuple(n // shards if i == axis else n for i, n in enumerate(shape))
     return Box(tuple(shard * n if i == axis else 0 for i, n in enumerate(part)), part)

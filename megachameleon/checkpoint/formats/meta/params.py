@@ -39,6 +39,7 @@ def read_params(folder: Path) -> dict[str, Any]:
     for name in present:
         content = _small_json(folder / name)
         nested = content.pop("model", None)
+        # In the order of Meta's loader: what is nested counts more, the second file most.
         merged |= content
         if isinstance(nested, dict):
             merged |= nested
@@ -124,6 +125,7 @@ def model_of_params(
         rope_theta=float(params["rope_theta"] or 10_000.0),
     )
     own = extra.get("model")
+    # A type that does not fit is another's file, or a damaged one; the defaults are safe.
     kept = {name: own[name] for name in OWN if name in own} if isinstance(own, dict) else {}
     model = replace(model, **{name: v for name, v in kept.items() if type(v) is type(getattr(model, name))})
     try:

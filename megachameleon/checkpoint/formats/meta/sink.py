@@ -119,6 +119,7 @@ class MetaSink:
         """What a file is made of; of a QK-norm, the vectors of its heads' groups."""
         if not is_qk_norm(name):
             return part_of_shard(name, shape, shard, self.shards)
+        # Fewer groups than files: several files repeat one vector.
         groups, width = shape
         return Box((shard * groups // self.shards, 0), (max(groups // self.shards, 1), width))
 

@@ -204,6 +204,7 @@ def _folder_of_model(path: Path) -> Path:
 def _files(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     """The files of weights in their order, and what a reader should be told of the choice."""
     numbered = sorted(path.name for path in folder.glob("consolidated.*.pth"))
+    # Numbered files may lie beside it; Meta's loader does not look at them either.
     if (folder / SINGLE_FILE).is_file():
         note = f"{SINGLE_FILE} is read and {', '.join(numbered)} are not, as by Meta's loader"
         return [SINGLE_FILE], (note,) if numbered else ()
