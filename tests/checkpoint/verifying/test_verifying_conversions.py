@@ -1,5 +1,6 @@
 """What a user is told: verified, other than asked for, or another model, and from which part on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def change(folder, damage):
     state = load_file(folder / "model.safetensors")
     damage(state)
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, folder / "model.safetensors")
+    extra = json.loads((folder / "megachameleon.json").read_text())
+    (folder / "megachameleon.json").write_text(json.dumps({**extra, "sha256": {}}))  # those of what was there
     return folder
 
 
