@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "files may not grow so"}
+MOST_JSON_BYTES = 1 << 30
+"""The largest of ours is a checkpoint's index, which has an entry for each tensor of each rank."""
 
 
 class NoRoomError(ValueError):
@@ -64,9 +66,13 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        ValueError: the file is missing or is not JSON.
+        ValueError: the file is missing, is not a file of at most 1 GiB, or is not JSON.
     """
     try:
+        # A pipe would be waited for without end, a sparse file would fill all memory.
+        is_readable = path.is_dir() or (path.is_file() and path.stat().st_size <= MOST_JSON_BYTES)
+        if path.exists() and not is_readable:
+            raise ValueError(f"no file of at most {MOST_JSON_BYTES:,} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
