@@ -143,6 +143,6 @@ def _notes(description: Description, old: int, rows: int) -> Iterator[str]:
     yield f"embedding and head: {rows - old:,} new rows behind {old:,}, drawn around the mean of the rows of text"
     if known and rows > (size := _vocabulary(description).size):
         yield (
-            f"{rows - size:,} rows have no id in the vocabulary of {size:,}: our own format gets as many ids more, others "
+            f"{rows - size:,} rows have no id in the vocabulary of {size:,}: ours gets as many ids more, others "
             "keep them as padding"
         )
