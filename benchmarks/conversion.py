@@ -29,8 +29,6 @@ DIRECTIONS = tuple(f"{one}-{other}" for one in KINDS for other in KINDS)
 COPY = "copy"
 LOOK_EVERY = 0.005
 """Seconds between looks at memory."""
-WIDTH_OF_FILES = 120
-"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 GB = 1e9
 
 
@@ -234,8 +232,9 @@ def _speed(turn: Turn) -> float:
 def print_rows(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
     """The table."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from benchmarks.report import open_console
 
     state = "read from the disk" if arguments.cold else "in the page cache"
     caption = (
@@ -259,10 +258,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace)
             f"{row['peak_gigabytes']:.2f}",
             f"{peak:.2f}" if row["workers"] else "",
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_FILES
-    console.print(table)
+    open_console().print(table)
 
 
 def make_parser() -> argparse.ArgumentParser:

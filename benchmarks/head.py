@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 NAMES = ("ours", "megatron-z", "megatron")
 MIB = 2**20
-WIDTH_OF_FILES = 120
-"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +165,9 @@ def summarise(
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """The table."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from benchmarks.report import open_console
 
     table = Table(box=box.SIMPLE_HEAD, caption=f"ratios: {rows[0]['name']} over it; in brackets, quartiles")
     for heading in ("", "ms / step", "ratio", "extra MiB", "ratio", "loss"):
@@ -183,10 +182,7 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
             "" if row["memory_ratio"] is None else f"{row['memory_ratio']:.3f}",
             f"{row['first_loss']:.5f}",
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_FILES
-    console.print(table)
+    open_console().print(table)
 
 
 def make_parser() -> argparse.ArgumentParser:

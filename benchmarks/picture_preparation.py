@@ -22,8 +22,6 @@ NAMES = ("ours", "ours-exact", "pillow", "pillow-draft", "huggingface", "opencv-
 DEFAULT_NAMES = ("ours", "ours-exact", "pillow")
 REFERENCE = "pillow"
 """Whose pixels the others are compared with."""
-WIDTH_OF_FILES = 120
-"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -145,8 +143,9 @@ def summarise(
 def print_rows(rows: Sequence[Mapping[str, Any]], jpegs: Sequence[bytes]) -> None:
     """The table."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from benchmarks.report import open_console
 
     kilobytes = sum(map(len, jpegs)) / len(jpegs) / 1e3
     caption = f"{len(jpegs)} JPEGs of {kilobytes:.0f} KB; CPU time; ratio: time over ours; in brackets, quartiles"
@@ -163,10 +162,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], jpegs: Sequence[bytes]) -> Non
             f"{row['mean_difference']:.4f}",
             str(row["largest_difference"]),
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_FILES
-    console.print(table)
+    open_console().print(table)
 
 
 def make_parser() -> argparse.ArgumentParser:

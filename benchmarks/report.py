@@ -15,6 +15,14 @@ from benchmarks.shapes import Shape
 GIB = 2**30
 
 
+def open_console(*, width: int = 120) -> Console:
+    """A console for tables: as wide as its terminal, `width` columns where it is none."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = width
+    return console
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One contestant."""

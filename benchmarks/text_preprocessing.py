@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from benchmarks.contestants.text_tools import TextTool
 
 NAMES = ("ours", "tokenizer", "sentencepiece", "megatron-lm")
-WIDTH_OF_FILES = 120
-"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,8 +180,9 @@ def summarise(
 def print_rows(rows: Sequence[Mapping[str, Any]], source: Input, num_ids: int) -> None:
     """The table, and what each contestant is."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from benchmarks.report import open_console
 
     caption = (
         f"{source.documents:,} documents, {source.bytes / 1e6:.1f} MB, {num_ids / 1e6:.2f} M ids; per second of CPU, "
@@ -204,9 +203,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], source: Input, num_ids: int) -
             f"{ratio['median']:.3f} [{ratio['low_quartile']:.3f} {ratio['high_quartile']:.3f}]",
             f"{row['ratio_with_start']['median']:.3f}",
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_FILES
+    console = open_console()
     console.print(table)
     for row in rows:
         console.print(f"{row['name']}: {row['title']}", highlight=False, soft_wrap=True)

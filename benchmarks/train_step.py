@@ -16,8 +16,6 @@ from megachameleon.console import run_tool, tool_parser
 
 SIZES = ("layers", "hidden", "heads", "kv_groups", "ffn", "vocab", "sequence_length", "micro_batch_size")
 """Fields of `Shape` that the command line may change."""
-WIDTH_OF_FILES = 150
-"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -26,13 +24,12 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
     import torch
-    from rich.console import Console
 
     from benchmarks.batches import RandomSamples
     from benchmarks.comparison import SEED, compare, measure_memory, to_json
     from benchmarks.contestants.base import Settings
     from benchmarks.measuring import Plan
-    from benchmarks.report import print_report
+    from benchmarks.report import open_console, print_report
     from megachameleon.config import ParallelConfig
     from megachameleon.files import write_text
     from megachameleon.parallel.context import parallel_context
@@ -63,9 +60,7 @@ def main(arguments: argparse.Namespace) -> None:
             overrides=tuple(arguments.set),
         )
         result = compare(names, settings, plan, park=arguments.park, check=not arguments.no_check, memory=memory)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_FILES
+    console = open_console(width=150)
     print_report(result.rows, names[0], console)
     if arguments.output:
         write_text(arguments.output, to_json(result, settings, plan, [sys.executable, *sys.argv]))

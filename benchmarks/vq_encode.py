@@ -27,8 +27,6 @@ SAME = ("ours", "ours-plain", "huggingface", "huggingface-channels-last")
 """Those that must give the same codes."""
 LEAST_EQUAL = 0.999
 """Share of equal codes; rounding may turn a near tie."""
-WIDTH_OF_FILES = 120
-"""Columns of a table that goes to a file or pipe, which rich would take for 80."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -140,8 +138,9 @@ def summarise(
 def print_rows(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
     """The table."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from benchmarks.report import open_console
 
     caption = f"{arguments.size} px, batches of {arguments.batch}; ratio: time over ours; in brackets, quartiles"
     table = Table(box=box.SIMPLE_HEAD, caption=caption)
@@ -156,10 +155,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace)
             f"{ratio['median']:.2f} [{ratio['low_quartile']:.2f} {ratio['high_quartile']:.2f}]",
             f"{row['equal_codes']:.2%}",
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_FILES
-    console.print(table)
+    open_console().print(table)
 
 
 def make_parser() -> argparse.ArgumentParser:

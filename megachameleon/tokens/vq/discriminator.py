@@ -38,6 +38,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels [b, 3, S, S] to logits of patches."""
         return self.layers(pixels)
 
     @staticmethod

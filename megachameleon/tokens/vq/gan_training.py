@@ -88,6 +88,7 @@ class GanTraining(TrainingConfig):
 
     @property
     def first_quantized_step(self) -> int:
+        """The step from which on codes are used."""
         return min(2000, self.steps // 5) if self.codebook_start is None else self.codebook_start
 
     @property
@@ -133,10 +134,12 @@ class GanTrainer(Trainer):
 
     @property
     def trained(self) -> VQGAN:
+        """What gradients move."""
         return self.network
 
     @property
     def evaluated(self) -> VQGAN:
+        """The average of the weights, which is kept in the end."""
         return self.average.network
 
     def step(self, step: int, pictures: Tensor) -> dict[str, Tensor]:
@@ -165,6 +168,7 @@ class GanTrainer(Trainer):
         return self.config.learning_rate * warmup * (0.55 + 0.45 * math.cos(math.pi * step / self.config.steps))
 
     def state(self) -> dict[str, Tensor]:
+        """Everything that a resume needs, by name."""
         modules: dict[str, nn.Module] = {
             "network": self.network,
             "averaged": self.average.network,

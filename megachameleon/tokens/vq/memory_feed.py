@@ -59,20 +59,25 @@ class MemoryFeed(Feed):
         self.quarantine = pictures.quarantine
 
     def batch(self, step: int) -> Tensor:
+        """See `Feed`."""
         places = self.places(step)
         return self._train[torch.from_numpy(self.order.at(places.start, places.stop))]
 
     def sample(self, count: int) -> Iterator[Tensor]:
+        """See `Feed`."""
         chosen = torch.randperm(self.num_train, generator=generator(self.config.seed, "sample", 0))[:count]
         yield from self._train[chosen].split(self.config.chunk)
 
     def held_out(self) -> Iterator[Tensor]:
+        """See `Feed`."""
         return self._share(self._held_out)
 
     def trained_on(self) -> Iterator[Tensor]:
+        """See `Feed`."""
         return self._share(self._train)
 
     def shown(self, count: int) -> Tensor:
+        """See `Feed`."""
         return self._held_out[:count]
 
     def _share(self, pictures: Tensor) -> Iterator[Tensor]:

@@ -92,4 +92,5 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] to the same shape."""
         return x + self.conv2(F.silu(self.conv1(x)))

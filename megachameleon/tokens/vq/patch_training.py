@@ -41,6 +41,7 @@ class PatchTraining(TrainingConfig):
 
     @property
     def first_quantized_step(self) -> int:
+        """The step from which on codes are used."""
         return max(1, round(self.steps * self.continuous_part))
 
 
@@ -59,9 +60,11 @@ class PatchTrainer(Trainer):
 
     @property
     def trained(self) -> PatchAutoencoder:
+        """What gradients move."""
         return self.network
 
     def step(self, step: int, pictures: Tensor) -> dict[str, Tensor]:
+        """One update; returns what is measured, by name."""
         batch = self.to_device(pictures)
         with self.autocast():
             vectors = flatten(self.network.encode(batch))
@@ -86,6 +89,7 @@ class PatchTrainer(Trainer):
         return self.config.learning_rate * warmup * (0.505 + 0.495 * math.cos(math.pi * step / self.config.steps))
 
     def state(self) -> dict[str, Tensor]:
+        """Everything that a resume needs, by name."""
         network = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         optimizer = {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
         return network | self.codebook_state() | optimizer

@@ -142,20 +142,25 @@ class StreamFeed(Feed):
         return _stacked([future.result() for future in self._ahead.pop(step)])
 
     def sample(self, count: int) -> Iterator[Tensor]:
+        """See `Feed`."""
         chance = generator(self.config.seed, "sample", 0)
         chosen = torch.randperm(self.num_train, generator=chance)[:count].tolist()
         return self._chunks([self._split.train[number] for number in chosen])
 
     def held_out(self) -> Iterator[Tensor]:
+        """See `Feed`."""
         return self._chunks(self._split.held_out[self.rank :: self.world_size])
 
     def trained_on(self) -> Iterator[Tensor]:
+        """See `Feed`."""
         return self._chunks(self._split.train[: self.num_held_out][self.rank :: self.world_size])
 
     def shown(self, count: int) -> Tensor:
+        """See `Feed`."""
         return torch.cat(list(self._chunks(self._split.held_out[:count])))
 
     def close(self) -> None:
+        """See `Feed`."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _draw(self, place: int, number: int) -> np.ndarray:

@@ -115,6 +115,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels [b, 3, S, S] to latents [b, channels, rows, columns]."""
         x = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
@@ -139,6 +140,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Latents [b, channels, rows, columns] to pixels [b, 3, S, S]."""
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
@@ -157,6 +159,7 @@ class Level(nn.Module):
         self.upsample = Upsample(after) if upsample else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] through the blocks of this level."""
         for block in self.block:
             x = block(x)
         return self.upsample(self.downsample(x))
@@ -172,6 +175,7 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] to the same shape."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -188,6 +192,7 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] to [b, c_out, h, w]."""
         change = self.conv1(F.silu(self.norm1(x)))
         change = self.conv2(F.silu(self.norm2(change)))
         return self.nin_shortcut(x) + change
@@ -205,6 +210,7 @@ class Attention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] to the same shape."""
         normed = self.norm(x)
         q, k, v = (projection(normed).flatten(2).transpose(1, 2) for projection in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
@@ -219,6 +225,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] to half the height and width."""
         # padded at one side only, as the network was trained; symmetric padding would shift what each code sees
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
@@ -231,6 +238,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] to twice the height and width."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
